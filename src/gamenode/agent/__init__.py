@@ -1,0 +1,1 @@
+"""The program on each game host."""

@@ -1,0 +1,1 @@
+"""What things are: types, transition tables and pure rules. No I/O, no clock, no `async`."""

@@ -1,0 +1,165 @@
+"""What the server and an agent say to each other on the agent's stream, and how they agree again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gamenode.domain.node import Maintenance
+from gamenode.domain.pipeline import (
+    Condition,
+    ContainerSpec,
+    PipelineReport,
+    Reason,
+    Report,
+    Status,
+    StepType,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """One dispatch of a pipeline: the pipeline and its attempt, from 1."""
+
+    pipeline_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantedStep:
+    """One step to run, with the tries granted for it (rule RA5)."""
+
+    name: str
+    type: StepType
+    condition: Condition
+    timeout_s: float | None
+    first_attempt: int
+    attempts: int
+    backoff_s: float
+    container: ContainerSpec
+    instance_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecuteOrder:
+    """Run this pipeline."""
+
+    dispatch: Dispatch
+    name: str
+    steps: tuple[GrantedStep, ...]
+    timeout_s: float | None = None
+    envs: Mapping[str, str] = field(default_factory=dict)
+    """Values of declared envs that the node does not define itself."""
+    state_version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelOrder:
+    """End this pipeline."""
+
+    dispatch: Dispatch
+    reason: Reason
+    message: str = ""
+
+
+Order = ExecuteOrder | CancelOrder
+
+
+class OrderOutcome(StrEnum):
+    """Whether an agent took an order."""
+
+    ACCEPTED = "ACCEPTED"
+    REPEATED = "REPEATED"
+    REFUSED = "REFUSED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderAnswer:
+    """An agent's answer to an order; accepted means that it is in its journal."""
+
+    outcome: OrderOutcome
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberedReport:
+    """A report with its number in the agent's session, by which it is acknowledged."""
+
+    sequence: int
+    report: Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldPipeline:
+    """One dispatch that an agent holds, with every report of it that is not acknowledged yet."""
+
+    dispatch: Dispatch
+    reports: tuple[NumberedReport, ...]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the agent has ended it and only waits for the acknowledgement."""
+        return any(
+            isinstance(numbered.report, PipelineReport) and numbered.report.status.terminal
+            for numbered in self.reports
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """Everything that an agent holds; it opens every stream (rule RL1)."""
+
+    node_id: str
+    session_id: str
+    stream_number: int
+    state_version: int
+    maintenance: Maintenance
+    held: tuple[HeldPipeline, ...]
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundPipeline:
+    """One pipeline that the server has bound to a node and that has not ended there yet."""
+
+    dispatch: Dispatch
+    status: Status
+    acknowledged: bool
+    """Whether the agent has said that it is in its journal."""
+    resendable: bool
+    """Whether it was sent under a session that the present one continues (rule RL3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciliation:
+    """What follows when the server's rows meet an agent's statement."""
+
+    unwanted: tuple[Dispatch, ...]
+    """Held, and must not run any more: the agent ends them."""
+    resend: tuple[Dispatch, ...]
+    """Never accepted, and safe to send again."""
+    lost: tuple[Dispatch, ...]
+    """Not held and never to be sent again: they end as NODE_LOST."""
+
+
+def reconcile(bound: Sequence[BoundPipeline], held: Sequence[HeldPipeline]) -> Reconciliation:
+    """Return what must happen so that server and agent agree.
+
+    `bound` is what the server has after the reports of the statement were applied. A dispatch that
+    the agent holds and the server does not want is ended, unless it has ended already. One that the
+    server wants and the agent does not hold is sent again only if the agent can never have had it:
+    it was not acknowledged, and the agent's journal reaches back to when it was sent.
+
+    Source: RL1, RL3, RA1.
+    """
+    wanted = {pipeline.dispatch for pipeline in bound if not pipeline.status.terminal}
+    holds = {pipeline.dispatch for pipeline in held}
+    missing = [p for p in bound if p.dispatch in wanted and p.dispatch not in holds]
+    resend = [p.dispatch for p in missing if p.resendable and not p.acknowledged]
+    return Reconciliation(
+        unwanted=tuple(p.dispatch for p in held if p.dispatch not in wanted and not p.ended),
+        resend=tuple(resend),
+        lost=tuple(p.dispatch for p in missing if p.dispatch not in resend),
+    )

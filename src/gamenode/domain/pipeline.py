@@ -1,0 +1,315 @@
+"""A pipeline: one accepted piece of work, its steps, and the tables of what may follow what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from gamenode.lib.clock import Instant
+
+
+class Status(StrEnum):
+    """The status of a step, and of a pipeline (F2)."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing can follow (P4)."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
+    # A node's word may skip RUNNING: a step that never started can fail, be skipped, or have been
+    # reported late.
+    Status.PENDING: frozenset({Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
+    Status.RUNNING: frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
+    Status.COMPLETED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+"""The only table; the guards in SQL and the tests read it."""
+
+TERMINAL: Final = frozenset(s for s in Status if s.terminal)
+
+
+def sources_of(target: Status) -> frozenset[Status]:
+    """Return the statuses from which `target` may follow; SQL guards use it too."""
+    return frozenset(s for s, targets in TRANSITIONS.items() if target in targets)
+
+
+class Reason(StrEnum):
+    """Why something has its status, for programs (F2b)."""
+
+    NONE = ""
+    SKIPPED = "SKIPPED"
+    EXIT_CODE = "EXIT_CODE"
+    SIGNAL = "SIGNAL"
+    TIMEOUT = "TIMEOUT"
+    OOM_KILLED = "OOM_KILLED"
+    IMAGE_PULL = "IMAGE_PULL"
+    START_FAILED = "START_FAILED"
+    UNSUPPORTED = "UNSUPPORTED"
+    UNHEALTHY = "UNHEALTHY"
+    RETRYING = "RETRYING"
+    NODE_LOST = "NODE_LOST"
+    NODE_DISABLED = "NODE_DISABLED"
+    OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
+    POLICY = "POLICY"
+    REFUSED = "REFUSED"
+    CANCELLED_BY_USER = "CANCELLED_BY_USER"
+    AGENT_STOPPED = "AGENT_STOPPED"
+
+
+class StepType(StrEnum):
+    """What a step leaves behind."""
+
+    TASK = "task"  # done when it ends
+    SERVICE = "service"  # done when it runs; lives on
+
+
+class Condition(StrEnum):
+    """When a step runs."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ulimit:
+    """A limit of a process's resource; -1 is none."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Healthcheck:
+    """How to see that a container is healthy; zero means the engine's default."""
+
+    test: tuple[str, ...] = ()
+    interval_s: float = 0.0
+    timeout_s: float = 0.0
+    retries: int = 0
+    start_period_s: float = 0.0
+    disable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReservation:
+    """Devices reserved by capability, such as GPUs. No count and no ids: all."""
+
+    capabilities: tuple[str, ...] = ()
+    count: int = 0
+    device_ids: tuple[str, ...] = ()
+    driver: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """What a step runs, in the words of the Compose specification. Field by field as on the wire."""
+
+    image: str = ""
+    container_name: str = ""
+    hostname: str = ""
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    working_dir: str = ""
+    user: str = ""
+    volumes: tuple[str, ...] = ()
+    tmpfs: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    privileged: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    security_opt: tuple[str, ...] = ()
+    shm_size_bytes: int = 0
+    ulimits: tuple[Ulimit, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
+    network_mode: str = ""
+    healthcheck: Healthcheck | None = None
+    restart: str = ""
+    stop_grace_period_s: float = 5.0
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    memory_reservation_bytes: int = 0
+    devices_reserved: tuple[DeviceReservation, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    init: bool | None = None
+    stop_signal: str = ""
+    pull_policy: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retries:
+    """How often a failed step is tried again, and after which first wait."""
+
+    max: int = 0
+    backoff_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpec:
+    """One step of a pipeline file."""
+
+    name: str
+    container: ContainerSpec
+    type: StepType = StepType.TASK
+    condition: Condition = Condition.SUCCESS
+    timeout_s: float | None = None
+    retries: Retries = Retries()
+
+
+class ArgType(StrEnum):
+    """What an arg's value must be."""
+
+    STRING = "string"
+    INTEGER = "integer"
+    BOOLEAN = "boolean"
+    CHOICE = "choice"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArgSpec:
+    """One declared arg. Without a default it is required."""
+
+    name: str
+    type: ArgType = ArgType.STRING
+    default: str | None = None
+    description: str = ""
+    pattern: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a pipeline may run."""
+
+    node: str = ""
+    selector: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineSpec:
+    """A pipeline file that was read and found valid. Texts may still hold templates."""
+
+    name: str
+    steps: tuple[StepSpec, ...]
+    description: str = ""
+    args: tuple[ArgSpec, ...] = ()
+    envs: tuple[str, ...] = ()
+    timeout_s: float | None = None
+    placement: Placement = Placement()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step as the server keeps it."""
+
+    name: str
+    type: StepType
+    status: Status
+    reason: Reason
+    message: str
+    exit_code: int | None
+    signal: int | None
+    attempt: int
+    """The try that counts, from 1; 0 before the first."""
+    run: int
+    started_at: Instant | None
+    ended_at: Instant | None
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """A pipeline as the server keeps it."""
+
+    id: str
+    name: str
+    status: Status
+    reason: Reason
+    message: str
+    node_id: str
+    """The node that it is bound to; empty before a dispatch."""
+    attempt: int
+    """How often it was dispatched."""
+    args: Mapping[str, str]
+    priority: int
+    steps: tuple[Step, ...]
+    waiting: str
+    """Why it is not dispatched yet, in words; empty once it is."""
+    cancel_requested_at: Instant | None
+    cancel_reason: str
+    created_at: Instant
+    created_by: str
+    started_at: Instant | None
+    ended_at: Instant | None
+    retry_of: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What a node says of one of its steps. Unset fences come from simple clients only (RL4)."""
+
+    pipeline_id: str
+    step: str
+    status: Status
+    session_id: str = ""
+    pipeline_attempt: int = 0
+    attempt: int = 0
+    run: int = 0
+    started_at: Instant | None = None
+    ended_at: Instant | None = None
+    reason: Reason = Reason.NONE
+    message: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    log_length_bytes: int | None = None
+    log_hash: bytes = b""
+    instance_id: str = ""
+    log: bytes = b""
+    """The whole log, from clients that do not append it in chunks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineReport:
+    """What a node says of one of its pipelines."""
+
+    pipeline_id: str
+    status: Status
+    session_id: str = ""
+    attempt: int = 0
+    reason: Reason = Reason.NONE
+    message: str = ""
+
+
+Report = StepReport | PipelineReport
+
+
+class ReportOutcome(StrEnum):
+    """What became of a report; a stale one is never answered as accepted."""
+
+    APPLIED = "APPLIED"
+    REPEATED = "REPEATED"
+    STALE = "STALE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportResult:
+    """What became of a report, and whether its subject must not run any more (rule RA3)."""
+
+    outcome: ReportOutcome
+    stop: bool = False

@@ -1,0 +1,1 @@
+"""Building blocks without product knowledge: time, ids, backoff, tasks, groups."""

@@ -1,0 +1,1 @@
+"""The control plane: edges over nouns over the engine room."""

@@ -1,0 +1,1 @@
+"""The database: group commit, tables, migrations."""

@@ -1,0 +1,208 @@
+"""The tables, for both databases. Instants are BIGINT nanoseconds; ids are text.
+
+A table is written by the service of its noun alone; `events` and `audit` by the database's commit
+(rule RC4).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+metadata: Final = MetaData()
+
+# SQLite makes an id that is never used again only of this very type with AUTOINCREMENT.
+_Serial = BigInteger().with_variant(Integer, "sqlite")
+
+database_meta: Final = Table(
+    "database_meta",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("generation", BigInteger, nullable=False),
+    comment="One row: the generation, raised by a restore (rule RC6).",
+)
+
+nodes: Final = Table(
+    "nodes",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("display_name", Text, nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("maintenance", String(16), nullable=False),
+    Column("state_version", BigInteger, nullable=False),
+    Column("online", Boolean, nullable=False),
+    Column("online_since", BigInteger),
+    Column("last_heartbeat_at", BigInteger),
+    Column("link", String(16), nullable=False),
+    Column("link_since", BigInteger),
+    Column("link_cause", Text, nullable=False),
+    Column("session_id", String(36), nullable=False),
+    Column("session_epoch", BigInteger, nullable=False),
+    Column("session_used", Boolean, nullable=False),
+    Column("continues_from", BigInteger, nullable=False),
+    Column("stream_number", BigInteger, nullable=False),
+    Column("boot_id", String(64), nullable=False),
+    Column("agent_version", String(64), nullable=False),
+    Column("env_names", JSON, nullable=False),
+    Column("step_runtimes", JSON, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("host_labels", JSON, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("inventory", JSON, nullable=False),
+    Column("registered_at", BigInteger, nullable=False),
+)
+
+pipelines: Final = Table(
+    "pipelines",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("file", Text, nullable=False),
+    Column("args", JSON, nullable=False),
+    Column("envs", JSON, nullable=False),
+    Column("envs_needed", JSON, nullable=False),
+    Column("work", LargeBinary, nullable=False),
+    Column("timeout_s", BigInteger),
+    Column("priority", Integer, nullable=False),
+    Column("wanted_node", String(63), nullable=False),
+    Column("selector", Text, nullable=False),
+    Column("node_id", String(63), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("session_epoch", BigInteger, nullable=False),
+    Column("waiting", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("dispatched_at", BigInteger),
+    Column("pushed_at", BigInteger),
+    Column("acknowledged_at", BigInteger),
+    Column("started_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("cancel_requested_at", BigInteger),
+    Column("cancel_reason", Text, nullable=False),
+    Column("cancel_by", Text, nullable=False),
+    Column("cancel_code", String(64), nullable=False),
+    Column("cancel_acknowledged_at", BigInteger),
+    Column("retry_of", String(36), nullable=False),
+    # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
+    Index(
+        "pipelines_queued",
+        "priority",
+        "created_at",
+        sqlite_where=text("status = 'PENDING' AND node_id = ''"),
+        postgresql_where=text("status = 'PENDING' AND node_id = ''"),
+    ),
+    Index(
+        "pipelines_bound",
+        "node_id",
+        sqlite_where=text("node_id <> '' AND status IN ('PENDING', 'RUNNING')"),
+        postgresql_where=text("node_id <> '' AND status IN ('PENDING', 'RUNNING')"),
+    ),
+    Index("pipelines_newest", "created_at", "id"),
+)
+
+steps: Final = Table(
+    "steps",
+    metadata,
+    Column("pipeline_id", String(36), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("exit_code", Integer),
+    Column("signal", Integer),
+    Column("attempt", Integer, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("granted_from", Integer, nullable=False),
+    Column("granted_to", Integer, nullable=False),
+    Column("started_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("instance_id", String(36), nullable=False),
+    PrimaryKeyConstraint("pipeline_id", "position"),
+    Index("steps_by_name", "pipeline_id", "name", unique=True),
+)
+
+idempotency_keys: Final = Table(
+    "idempotency_keys",
+    metadata,
+    Column("caller", String(128), nullable=False),
+    Column("key", String(128), nullable=False),
+    Column("body_hash", String(64), nullable=False),
+    Column("pipeline_id", String(36), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("caller", "key"),
+)
+
+logs: Final = Table(
+    "logs",
+    metadata,
+    Column("pipeline_id", String(36), nullable=False),
+    Column("step", String(63), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("node_id", String(63), nullable=False),
+    Column("length_bytes", BigInteger, nullable=False),
+    Column("stdout_bytes", BigInteger, nullable=False),
+    Column("stdout_lines", BigInteger, nullable=False),
+    Column("stderr_bytes", BigInteger, nullable=False),
+    Column("stderr_lines", BigInteger, nullable=False),
+    Column("final_length_bytes", BigInteger),
+    Column("final_hash", LargeBinary),
+    Column("created_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("pipeline_id", "step", "attempt", "run"),
+)
+
+events: Final = Table(
+    "events",
+    metadata,
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("type", String(64), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("node_id", String(63), nullable=False),
+    Column("entity_id", String(128), nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON, nullable=False),
+    Index("events_by_time", "at"),
+    sqlite_autoincrement=True,
+)
+
+audit: Final = Table(
+    "audit",
+    metadata,
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False),
+    Column("actor_kind", String(16), nullable=False),
+    Column("actor_name", Text, nullable=False),
+    Column("actor_role", String(16), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("code", String(64), nullable=False),
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("link", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)

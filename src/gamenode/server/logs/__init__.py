@@ -1,0 +1,1 @@
+"""Logs of steps: stored bytes and their readers."""

@@ -1,0 +1,1 @@
+"""Pipelines: creation, dispatch, reports."""

@@ -1,0 +1,1 @@
+"""Formats that cross a process: generated messages, codec, pipeline file, HTTP models, errors."""
