@@ -115,7 +115,7 @@ class DeviceReservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
-    """What a step runs, in the words of the Compose specification. Field by field as on the wire."""
+    """What a step runs, in the Compose specification's words; field by field as on the wire."""
 
     image: str = ""
     container_name: str = ""

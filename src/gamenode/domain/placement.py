@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gamenode.domain.node import Maintenance
@@ -58,7 +58,7 @@ class Demand:
     """What a pipeline asks of a node."""
 
     node_id: str = ""
-    selector: Selector = Selector()
+    selector: Selector = field(default_factory=Selector)
     envs_needed: frozenset[str] = frozenset()
 
 

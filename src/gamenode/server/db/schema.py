@@ -54,7 +54,9 @@ nodes: Final = Table(
     Column("session_id", String(36), nullable=False),
     Column("session_epoch", BigInteger, nullable=False),
     Column("session_used", Boolean, nullable=False),
-    Column("continues_from", BigInteger, nullable=False),
+    Column("previous_epoch", BigInteger, nullable=False),
+    # Sessions from this epoch on continue each other (rule RL3).
+    Column("continuity_epoch", BigInteger, nullable=False),
     Column("stream_number", BigInteger, nullable=False),
     Column("boot_id", String(64), nullable=False),
     Column("agent_version", String(64), nullable=False),
@@ -80,7 +82,6 @@ pipelines: Final = Table(
     Column("envs", JSON, nullable=False),
     Column("envs_needed", JSON, nullable=False),
     Column("work", LargeBinary, nullable=False),
-    Column("timeout_s", BigInteger),
     Column("priority", Integer, nullable=False),
     Column("wanted_node", String(63), nullable=False),
     Column("selector", Text, nullable=False),
