@@ -62,6 +62,8 @@ class CancelOrder:
     dispatch: Dispatch
     reason: Reason
     message: str = ""
+    force: bool = False
+    """Clean-up steps are ended too."""
 
 
 Order = ExecuteOrder | CancelOrder

@@ -480,6 +480,7 @@ def _encode_command(fenced: FencedOrder) -> pb.Command:
             command.cancel.attempt = order.dispatch.attempt
             command.cancel.reason = order.reason
             command.cancel.message = order.message
+            command.cancel.force = order.force
     return command
 
 
@@ -492,6 +493,7 @@ def _decode_order(command: pb.Command) -> Order | None:
                 dispatch=Dispatch(command.cancel.pipeline_id, command.cancel.attempt),
                 reason=_reason(command.cancel.reason),
                 message=command.cancel.message,
+                force=command.cancel.force,
             )
         case _:
             return None
