@@ -215,6 +215,23 @@ class PipelineSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewPipeline:
+    """A request for a pipeline, as it was asked; nothing in it is checked yet."""
+
+    file: str
+    """The text of a pipeline file."""
+    args: Mapping[str, str] = field(default_factory=dict)
+    envs: Mapping[str, str] = field(default_factory=dict)
+    node: str = ""
+    """Where it must run; empty leaves it to the file and the placement."""
+    selector: str = ""
+    priority: int = 0
+    """Higher ones are dispatched first."""
+    idempotency_key: str = ""
+    """The same key, file and values again mean the pipeline that was made the first time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """A step as the server keeps it."""
 
