@@ -88,16 +88,3 @@ class LogEnd:
 
 CRI_PREFIX_BYTES: Final = 40
 """Length of `2026-11-24T21:58:21.123456789Z stdout F `; stdout and stderr have equal lengths."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppendAnswer:
-    """Where a log goes on: the offset wanted next, and what lies behind it (rule RG1)."""
-
-    next_offset: int
-    position: LogPosition
-    hash: bytes = b""
-    """SHA-256 of every byte before `next_offset`; empty where it is not at hand."""
-    stop: bool = False
-    """Nothing of this log is wanted any more."""
-    retry_after_s: float = 0.0

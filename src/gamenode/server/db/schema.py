@@ -92,14 +92,12 @@ pipelines: Final = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("dispatched_at", BigInteger),
-    Column("pushed_at", BigInteger),
     Column("acknowledged_at", BigInteger),
     Column("started_at", BigInteger),
     Column("ended_at", BigInteger),
     Column("cancel_requested_at", BigInteger),
     Column("cancel_reason", Text, nullable=False),
     Column("cancel_by", Text, nullable=False),
-    Column("cancel_code", String(64), nullable=False),
     Column("cancel_acknowledged_at", BigInteger),
     Column("retry_of", String(36), nullable=False),
     # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
@@ -115,6 +113,12 @@ pipelines: Final = Table(
         "node_id",
         sqlite_where=text("node_id <> '' AND status IN ('PENDING', 'RUNNING')"),
         postgresql_where=text("node_id <> '' AND status IN ('PENDING', 'RUNNING')"),
+    ),
+    Index(
+        "pipelines_cancelling",
+        "node_id",
+        sqlite_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
+        postgresql_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
     ),
     Index("pipelines_newest", "created_at", "id"),
 )
