@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
 
@@ -38,7 +38,7 @@ class DatabaseEngine(Protocol):
     def connect(self, *, read_only: bool) -> Connection:
         """Return a new connection, outside of any transaction."""
 
-    def in_transaction(self, raw: DBAPIConnection) -> bool:
+    def in_transaction(self, raw: Any) -> bool:
         """Return whether a transaction is open and sound enough to go on in it."""
 
     def lock_migrations(self, conn: Connection) -> None:
@@ -56,3 +56,16 @@ def driver_error(error: BaseException) -> BaseException:
     if isinstance(error, DBAPIError) and error.orig is not None:
         return error.orig
     return error
+
+
+def raw_of(conn: Connection) -> Any:
+    """Return the driver's connection: it takes a transaction's own words without ceremony."""
+    raw = conn.connection.dbapi_connection
+    assert raw is not None
+    return raw
+
+
+def close_quietly(conn: Connection) -> None:
+    """Close a connection that is given up, perhaps because it is broken."""
+    with suppress(Exception):
+        conn.close()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, NullPool, create_engine
-from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from gamenode.server.db.engines import Failure, driver_error
 
@@ -54,7 +53,7 @@ class PostgresEngine:
         """Connect to the server."""
         return self._engine.connect()
 
-    def in_transaction(self, raw: DBAPIConnection) -> bool:
+    def in_transaction(self, raw: Any) -> bool:
         """Return whether a transaction is open and no statement in it failed."""
         assert isinstance(raw, psycopg.Connection)
         return raw.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.ACTIVE}

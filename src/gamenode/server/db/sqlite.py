@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
-from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from gamenode.domain.errors import invalid
 from gamenode.server.db.engines import Failure, driver_error
@@ -53,7 +52,7 @@ class SqliteEngine:
         """Open the file, or create it."""
         return (self._readers if read_only else self._writers).connect()
 
-    def in_transaction(self, raw: DBAPIConnection) -> bool:
+    def in_transaction(self, raw: Any) -> bool:
         """Return whether a transaction is open; a full disk ends it without a word."""
         assert isinstance(raw, sqlite3.Connection)
         return raw.in_transaction

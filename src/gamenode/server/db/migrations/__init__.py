@@ -17,8 +17,6 @@ from gamenode.server.db.engines import DatabaseEngine
 HEAD: Final = "0001"
 """The newest revision. Revisions are four digits, so that a later one sorts after."""
 
-FIRST_GENERATION: Final = 1
-
 # Alembic's own table, as alembic itself makes it.
 _version: Final = Table(
     "alembic_version", MetaData(), Column("version_num", String(32), primary_key=True)
@@ -76,6 +74,6 @@ def _revision(conn: Connection) -> str | None:
 
 def _create(conn: Connection) -> None:
     schema.metadata.create_all(conn, checkfirst=False)
-    conn.execute(insert(schema.database_meta).values(id=1, generation=FIRST_GENERATION))
+    conn.execute(insert(schema.database_meta).values(id=1, generation=1, events_purged_to=0))
     _version.create(conn)
     conn.execute(insert(_version).values(version_num=HEAD))
