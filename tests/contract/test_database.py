@@ -71,6 +71,16 @@ async def test_a_read_sees_every_write_that_was_answered(
         assert len(await database.read(keys)) == number + 1
 
 
+async def test_servers_that_start_together_make_one_schema(postgres_url: str) -> None:
+    settings = DatabaseSettings(url=postgres_url)
+    opened = await asyncio.gather(
+        *(asyncio.to_thread(Database.open, settings, clock=SystemClock()) for _ in range(4))
+    )
+    assert [database.generation for database in opened] == [1] * 4
+    for database in opened:
+        await database.aclose()
+
+
 async def test_a_write_outlives_its_database(
     database_url: str, open_database: OpenDatabase
 ) -> None:

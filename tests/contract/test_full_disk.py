@@ -156,6 +156,6 @@ async def test_a_write_too_big_for_the_disk_fails_alone_even_at_the_commit(
     answers = await write_together(database, put("a"), big, put("b"))
     assert_full(answers[1])
     assert (answers[0], answers[2]) == ("a", "b")
-    assert await asyncio.gather(*(database.read(keys) for _ in range(3))) == [
-        ["a", "b", "start"]
-    ] * 3
+    assert (
+        await asyncio.gather(*(database.read(keys) for _ in range(3))) == [["a", "b", "start"]] * 3
+    )
