@@ -11,6 +11,8 @@ import pytest
 import uvloop
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
+from tests.support.databases import OpenDatabase, PostgresServer
+from tests.support.groups import HeldWriter, write_together
 
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.lib.clock import SystemClock
@@ -18,8 +20,6 @@ from gamenode.server.db import group_commit
 from gamenode.server.db.database import Database, DatabaseSettings, collect
 from gamenode.server.db.group_commit import Work
 from gamenode.server.db.schema import idempotency_keys
-from tests.support.databases import OpenDatabase, PostgresServer
-from tests.support.groups import HeldWriter, write_together
 
 
 def put(key: str) -> Callable[[Connection], str]:

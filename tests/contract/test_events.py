@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from sqlalchemy import Connection, delete, insert
+from tests.support.databases import OpenDatabase
+from tests.support.groups import HeldWriter, write_together
 
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import Event, EventFilter, EventType, NewEvent
 from gamenode.lib.clock import Instant
-from gamenode.server.db.database import Database
+from gamenode.server.db.database import Database, collect
 from gamenode.server.db.schema import events
 from gamenode.server.events import store
 from gamenode.server.events.feed import EventFeed, EventFeedSettings
-from tests.support.databases import OpenDatabase
-from tests.support.groups import HeldWriter, write_together
 
 ALL = EventFilter()
 KEY = b"a test's key"
@@ -79,6 +79,25 @@ class Slow:
         """Nothing to tell."""
 
 
+async def write_each(database: Database, writer: int) -> None:
+    for number in range(25):
+        await database.write(happened(f"{writer}/{number}"))
+
+
+async def follow_reconnecting(feed: EventFeed, total: int) -> list[Event]:
+    """Follow from the start, again and again from where it stopped, until `total` are seen."""
+    rng = random.Random(1)
+    seen: list[Event] = []
+    while len(seen) < total:
+        following = feed.follow(seen[-1].id if seen else 0, ALL)
+        async for batch in following:
+            seen.extend(batch)
+            if rng.random() < 0.3 or len(seen) >= total:
+                break
+        await following.aclose()
+    return seen
+
+
 async def test_a_follower_that_reconnects_sees_each_event_of_all_servers_once_and_in_order(
     database_url: str, open_feed: OpenFeed
 ) -> None:
@@ -87,34 +106,18 @@ async def test_a_follower_that_reconnects_sees_each_event_of_all_servers_once_an
         servers.append(await open_feed(database_url, poll_s=0.005))
     for database, _ in servers:
         database.on_commit(Slow())
-    total = 400 * len(servers)
-    rng = random.Random(1)
-    seen: list[Event] = []
-
-    async def write(database: Database, writer: int) -> None:
-        for number in range(25):
-            await database.write(happened(f"{writer}/{number}"))
-
-    async def follow() -> None:
-        while len(seen) < total:
-            following = servers[0][1].follow(seen[-1].id if seen else 0, ALL)
-            async for batch in following:
-                seen.extend(batch)
-                if rng.random() < 0.3 or len(seen) >= total:
-                    break
-            await following.aclose()
-
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
-        tasks.create_task(follow())
+        following = tasks.create_task(follow_reconnecting(servers[0][1], 400 * len(servers)))
         for server, (database, _) in enumerate(servers):
             for writer in range(16):
-                tasks.create_task(write(database, server * 100 + writer))
+                tasks.create_task(write_each(database, server * 16 + writer))
 
-    ids = [event.id for event in seen]
+    ids = [event.id for event in following.result()]
     assert ids == sorted(set(ids))
-    assert len(set(entities(seen))) == total
-    for writer in {entity.partition("/")[0] for entity in entities(seen)}:
-        own = [entity for entity in entities(seen) if entity.startswith(f"{writer}/")]
+    seen = entities(following.result())
+    assert len(set(seen)) == 400 * len(servers)
+    for writer in range(16 * len(servers)):
+        own = [entity for entity in seen if entity.startswith(f"{writer}/")]
         assert own == [f"{writer}/{number}" for number in range(25)], "answered, so in order"
 
 
@@ -153,7 +156,7 @@ async def test_what_is_no_event_is_refused_loudly(database_url: str, open_feed: 
     database, _ = await open_feed(database_url)
 
     def wrong(conn: Connection) -> None:
-        store.collect(conn, "not an event")
+        collect(conn, "not an event")
 
     answers = await write_together(database, happened("a"), wrong, happened("b"))
     assert isinstance(answers[1], TypeError)
@@ -293,18 +296,19 @@ async def test_a_follower_that_is_sent_nothing_outlives_retention(
     following = feed.follow(0, EventFilter(entity_id="wanted"))
     waiting = asyncio.ensure_future(anext(following))
     await database.write(happened("other", at=1))
-    reads = [0]
+    moved = asyncio.Event()
     read = database.read
 
-    async def counted(fn: Callable[[Connection], Any]) -> Any:
+    async def observed(fn: Callable[[Connection], Any]) -> Any:
         result = await read(fn)
-        reads[0] += 1
+        if result == ([], head):
+            moved.set()
         return result
 
-    database.read = counted  # type: ignore[method-assign]  # to know that its cursor has moved
+    head = await read(store.head)
+    database.read = observed  # type: ignore[method-assign]  # to know when its cursor has moved
     async with asyncio.timeout(WAIT_S):
-        while reads[0] < 2:
-            await asyncio.sleep(0.005)
+        await moved.wait()
         await database.write(lambda conn: store.purge(conn, Instant(2)))
         await database.write(happened("wanted", at=3))
         assert entities(await waiting) == ["wanted"]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, insert, select
+from tests.support.databases import OpenDatabase
+from tests.support.groups import write_together
 
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.server.db.database import Database
 from gamenode.server.db.group_commit import Work
 from gamenode.server.db.schema import idempotency_keys
-from tests.support.databases import OpenDatabase
-from tests.support.groups import write_together
 
 BIG_BYTES = 2_000_000
 
