@@ -99,6 +99,26 @@ class AppendAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLog:
+    """A log as the server keeps it."""
+
+    node_id: str
+    """Whose log it is."""
+    length_bytes: int
+    """How much is stored, durably."""
+    position: LogPosition
+    final_length_bytes: int | None = None
+    """How long it will be in all; None: not known."""
+    final_hash: bytes = b""
+    """SHA-256 of the whole log, by the node's word; empty: not known."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return self.final_length_bytes == self.length_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogEnd:
     """What a node knows of a log whose step has ended (rule RA4)."""
 
