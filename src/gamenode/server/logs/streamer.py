@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -16,7 +16,6 @@ from typing import Final, TypeVar
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.log import LogKey, LogSlice, LogStream, StoredLog
 from gamenode.lib.clock import Clock, Instant
-from gamenode.lib.tasks import Wake
 from gamenode.server.logs.media.files import LogFiles, LogReader
 from gamenode.server.logs.service import LogService
 from gamenode.wire import cri
@@ -70,7 +69,7 @@ class LogStreamer:
         self._settings = settings
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="log-reader")
 
-    async def slices(self, key: LogKey, start: From) -> AsyncIterator[LogSlice]:
+    async def slices(self, key: LogKey, start: From) -> AsyncGenerator[LogSlice, None]:
         """Yield what is stored now.
 
         Raises:
@@ -87,7 +86,7 @@ class LogStreamer:
 
     async def follow(
         self, key: LogKey, start: From, is_finished: Callable[[LogKey], Awaitable[bool]]
-    ) -> AsyncIterator[LogSlice]:
+    ) -> AsyncGenerator[LogSlice, None]:
         """Yield what is stored, then what comes, each byte once and in order, until the log ends.
 
         It ends when it is complete; when `is_finished` says that the step has ended without giving
@@ -134,7 +133,7 @@ class LogStreamer:
 
     async def _pieces(
         self, reader: LogReader, offset: int, stored: StoredLog | None
-    ) -> AsyncIterator[LogSlice]:
+    ) -> AsyncGenerator[LogSlice, None]:
         length = _length(stored)
         while offset < length:
             at = offset
@@ -265,7 +264,7 @@ def _tail_start(reader: LogReader, length: int, lines: int, stream: LogStream | 
 
 
 def _counts(line: bytes, stream: LogStream | None, *, last: bool) -> bool:
-    """Return whether a stored line is a line to a reader: of its stream, and ended unless `last`."""
+    """Return whether a stored line counts as one: of its stream, and ended unless `last`."""
     _, line_stream, tag, *_ = [*line.split(b" ", 3), b"", b""]
     wanted = stream is None or line_stream == stream.encode()
     return wanted and (last or tag != b"P")
