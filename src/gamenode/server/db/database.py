@@ -59,15 +59,12 @@ class Database:
 
     generation: int
     """Raised by a restore; the high part of every epoch, cursor and state version (rule RC6)."""
-    shared: bool
-    """Whether other servers may write to this database too."""
 
     def __init__(
         self, engine: DatabaseEngine, generation: int, settings: DatabaseSettings, *, clock: Clock
     ) -> None:
         """Serve an engine whose schema is current; `open` makes sure of that."""
         self.generation = generation
-        self.shared = engine.shared
         self._engine = engine
         self._settings = settings
         self._commits = GroupCommit(

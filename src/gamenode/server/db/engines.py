@@ -32,8 +32,6 @@ class DatabaseEngine(Protocol):
 
     begin_write: str
     begin_read: str
-    shared: bool
-    """Whether other servers may write to this database too."""
 
     def connect(self, *, read_only: bool) -> Connection:
         """Return a new connection, outside of any transaction."""

@@ -124,6 +124,8 @@ class GroupCommit:
             try:
                 answer(self._transact(waiting))
             except _RolledBackError as end:
+                if end.culprit is None and self._engine.judge(end.cause) is Failure.AGAIN:
+                    raise end.cause from None  # each alone would wait for the same lock
                 if end.culprit is None:
                     break
                 answer({end.culprit: self._told(end.cause)})

@@ -17,7 +17,6 @@ class PostgresEngine:
     begin_write = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
     # One snapshot for all statements of a read, so none sees half a commit.
     begin_read = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-    shared = True
 
     # Any two numbers that no other program on this database uses; all servers must agree on them.
     _MIGRATIONS_LOCK: Final = 0x67616D656E6F6401
@@ -55,7 +54,6 @@ class PostgresEngine:
 
     def in_transaction(self, raw: Any) -> bool:
         """Return whether a transaction is open and no statement in it failed."""
-        assert isinstance(raw, psycopg.Connection)
         return raw.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.ACTIVE}
 
     def lock_migrations(self, conn: Connection) -> None:

@@ -18,7 +18,6 @@ class SqliteEngine:
     # IMMEDIATE: a transaction that upgrades its lock half-way can fail where nobody expects it.
     begin_write = "BEGIN IMMEDIATE"
     begin_read = "BEGIN"
-    shared = False
 
     # A full disk also shows when the shared memory file cannot grow.
     _FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
@@ -31,7 +30,6 @@ class SqliteEngine:
             sqlite3.SQLITE_NOTADB,
             sqlite3.SQLITE_NOMEM,
             sqlite3.SQLITE_PROTOCOL,
-            sqlite3.SQLITE_READONLY,
         }
     )
 
@@ -54,8 +52,7 @@ class SqliteEngine:
 
     def in_transaction(self, raw: Any) -> bool:
         """Return whether a transaction is open; a full disk ends it without a word."""
-        assert isinstance(raw, sqlite3.Connection)
-        return raw.in_transaction
+        return bool(raw.in_transaction)
 
     def lock_migrations(self, conn: Connection) -> None:
         """Do nothing: one writer at a time is SQLite's own rule."""

@@ -30,7 +30,8 @@ class EventFeedSettings:
     watches_max: int = 10_000
     """Watches at the same time; more are refused."""
     poll_s: float = 2.0
-    """How often other servers' commits are looked for, where there can be any."""
+    """How often commits are looked for that nobody announced: another server's, or one whose
+    outcome was not known."""
     idle_s: float = 60.0
     """How often a follower that is sent nothing moves its cursor on, ahead of retention."""
 
@@ -83,12 +84,11 @@ class EventFeed:
         self._closed = False
 
     async def start(self) -> None:
-        """Learn the head; on a shared database, look for other servers' commits from now on."""
+        """Learn the head, and look for commits that nobody announces from now on."""
         self._head = self._seen = await self._database.read(store.head)
-        if self._database.shared:
-            self._supervisor.keep(
-                "events.poll", lambda: every(self._settings.poll_s, self._announce_others)
-            )
+        self._supervisor.keep(
+            "events.poll", lambda: every(self._settings.poll_s, self._announce_missed)
+        )
 
     async def close(self) -> None:
         """End every follower and the poll. Safe to repeat."""
@@ -160,12 +160,11 @@ class EventFeed:
             _log.info("audit log grew", extra={"event": "audit.head", "head": outcome.audit_head})
         # The poll may have been faster.
         fresh = [event for event in outcome.events if event.id > self._seen]
-        if self._database.shared:
-            self._announced.update(event.id for event in fresh)
+        self._announced.update(event.id for event in fresh)
         self._announce(fresh)
 
-    async def _announce_others(self) -> None:
-        """Announce what other servers have committed."""
+    async def _announce_missed(self) -> None:
+        """Announce what was committed and not announced here."""
         more = True
         while more:
             page, cursor = await self._read(self._seen, EventFilter())
