@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
-from gamenode.agent.runtime import Ended, Runtime, Running, StartError
-from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.log import LogPosition, LogStream
-from gamenode.domain.pipeline import Reason
 from tests.support.engine import Engine
 from tests.support.runtimes import (
     FakeRuntimeHost,
@@ -24,6 +20,11 @@ from tests.support.runtimes import (
     opened,
     whole_log,
 )
+
+from gamenode.agent.runtime import Ended, Running, Runtime, StartError
+from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.log import LogPosition, LogStream
+from gamenode.domain.pipeline import Reason
 
 
 @pytest.fixture(
@@ -40,7 +41,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> RuntimeHost:
             return FakeRuntimeHost()
         case "docker":
             engine: Engine = request.getfixturevalue("engine")
-            return engine.host()
+            return engine.host(node_id=f"node-{uuid.uuid4()}")
         case kind:
             return ProcessRuntimeHost(tmp_path / "runs", groups=kind == "process")
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from gamenode.agent.runtime import Ended, LogBlock, Runtime, RunKey
+from gamenode.agent.runtime import Ended, LogBlock, RunKey, Runtime
 from gamenode.agent.runtime.fake import FakeHost, FakeRuntime
 from gamenode.agent.runtime.process import ProcessRuntime, ProcessSettings
 from gamenode.domain.log import LogPosition, LogStream
@@ -79,7 +79,7 @@ class FakeRuntimeHost:
         return ContainerSpec(environment={"FAKE_START_ERROR": "no luck"}), "no luck"
 
 
-class _ShellHost:
+class ShellHost:
     """How a step is written where there is a shell."""
 
     image = ""
@@ -110,7 +110,7 @@ def _octal(content: bytes) -> str:
     return "".join(f"\\{byte:03o}" for byte in content)
 
 
-class ProcessRuntimeHost(_ShellHost):
+class ProcessRuntimeHost(ShellHost):
     """A folder of runs; `groups`: in control groups where the host lets us, else in sessions."""
 
     def __init__(self, root: Path, *, groups: bool) -> None:
