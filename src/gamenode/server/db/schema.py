@@ -34,7 +34,8 @@ database_meta: Final = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("generation", BigInteger, nullable=False),
-    comment="One row: the generation, raised by a restore (rule RC6).",
+    Column("events_purged_to", BigInteger, nullable=False),
+    comment="One row: the generation, raised by a restore (rule RC6); the last event id purged.",
 )
 
 nodes: Final = Table(
