@@ -26,8 +26,8 @@ class Supervisor:
         self._closed = False
 
     def keep(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `loop` until this supervisor closes, again after each failure."""
-        self._add(name, self._kept(name, loop))
+        """Run `loop` until it returns or this supervisor closes, again after each failure."""
+        _ = self._add(name, self._kept(name, loop))
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` once; a failure is logged."""
