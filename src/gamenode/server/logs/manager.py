@@ -68,6 +68,14 @@ class LogManager:
         """
         return await self._steps.log_key(pipeline_id, step, attempt)
 
+    async def start(self, key: LogKey, start: From) -> int:
+        """Return the offset, in bytes, at which a reading from `start` begins.
+
+        Raises:
+            GameNodeError: INVALID_REQUEST, `start` lies behind the end; INTERNAL, damage.
+        """
+        return await self._streamer.start(key, start)
+
     async def read(self, key: LogKey, start: From, *, follow: bool) -> AsyncIterator[LogSlice]:
         """Yield whole lines of a log as they are stored, those of all streams; `follow` waits for more.
 

@@ -16,7 +16,6 @@ from typing import Final, TypeVar
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.log import LogKey, LogSlice, LogStream, StoredLog
 from gamenode.lib.clock import Clock, Instant
-from gamenode.lib.tasks import Wake
 from gamenode.server.logs.media.files import LogFiles, LogReader
 from gamenode.server.logs.service import LogService
 from gamenode.wire import cri
@@ -69,6 +68,18 @@ class LogStreamer:
         self._clock = clock
         self._settings = settings
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="log-reader")
+
+    async def start(self, key: LogKey, start: From) -> int:
+        """Return the offset of the first line that a reading from `start` gives, or would give.
+
+        Raises:
+            GameNodeError: INVALID_REQUEST, `start` lies behind the end; INTERNAL, damage.
+        """
+        reader = self._files.reader(key)
+        try:
+            return await self._begin(reader, _length(await self._service.refresh(key)), start)
+        finally:
+            reader.close()
 
     async def slices(self, key: LogKey, start: From) -> AsyncIterator[LogSlice]:
         """Yield what is stored now.
