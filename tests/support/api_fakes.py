@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from gamenode.domain.access import Actor, ActorKind, Role
-from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.inventory import Inventory
-from gamenode.domain.log import LogKey
+from gamenode.domain.log import LogKey, LogSlice
 from gamenode.domain.node import Link, Maintenance, Node, NodeType
 from gamenode.domain.pipeline import (
     NewPipeline,
@@ -29,6 +29,7 @@ from gamenode.lib.clock import Instant
 from gamenode.server.api.app import ApiSettings, create_api
 from gamenode.server.api.guard import local_admin
 from gamenode.server.api.nouns import Nouns
+from gamenode.server.logs.streamer import From
 
 NOW = Instant(1_795_557_600_123_456_789)  # 2026-11-24T22:00:00.123456789Z
 
@@ -242,7 +243,7 @@ class MemoryNodes:
 
 
 class MemoryLogs:
-    """Logs that grow while they are read, in blocks that end anywhere."""
+    """Logs that grow while they are read, in blocks of whole lines."""
 
     def __init__(self) -> None:
         self.blocks: dict[tuple[str, str], list[bytes]] = {}
@@ -268,18 +269,16 @@ class MemoryLogs:
             raise GameNodeError(ErrorCode.LOG_NOT_FOUND, f"step {step} has no log")
         return LogKey(pipeline_id, step, attempt or 1)
 
-    async def start(
-        self, key: LogKey, *, offset: int | None, tail: int | None, since: Instant | None
-    ) -> int:
+    async def start(self, key: LogKey, start: From) -> int:
         content = b"".join(self.blocks[key.pipeline_id, key.step])
-        if tail is not None:
+        if start.offset > len(content):
+            raise invalid("offset", f"the log has {len(content)} bytes")
+        if start.tail is not None:
             lines = content.splitlines(keepends=True)
-            return len(content) - sum(len(line) for line in lines[len(lines) - tail :])
-        if since is not None:
-            return len(content)
-        return offset or 0
+            return len(content) - sum(len(line) for line in lines[len(lines) - start.tail :])
+        return start.offset
 
-    async def read(self, key: LogKey, *, offset: int, follow: bool) -> AsyncIterator[bytes]:
+    async def read(self, key: LogKey, start: From, *, follow: bool) -> AsyncIterator[LogSlice]:
         blocks = self.blocks[key.pipeline_id, key.step]
         self.readers += 1
         try:
@@ -287,11 +286,11 @@ class MemoryLogs:
             while True:
                 while at < len(blocks):
                     block = blocks[at]
-                    skip = max(0, offset - position)
+                    skip = max(0, start.offset - position)
+                    if block[skip:]:
+                        yield LogSlice(position + skip, block[skip:])
                     position += len(block)
                     at += 1
-                    if block[skip:]:
-                        yield block[skip:]
                 if not follow or self.ended:
                     return
                 async with self._changed:

@@ -44,7 +44,7 @@ class ApiSettings:
     hosts: frozenset[str] = frozenset()
     """Other names that it goes by; `*` is any."""
     body_bytes_max: int = 1024 * 1024
-    wait_s_max: float = 300.0
+    wait_s_max: float = 60.0
     """How long a request may wait for a pipeline's end."""
     streams_max: int = 1000
     """How many followers of events and logs there may be at once."""

@@ -13,8 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.types import ASGIApp
 
-from gamenode.domain.errors import invalid
-from gamenode.domain.log import LogStream
+from gamenode.domain.log import LogSlice, LogStream
 from gamenode.domain.quantity import parse_time
 from gamenode.lib.clock import Clock
 from gamenode.server.api.decode import QueryReader
@@ -28,6 +27,7 @@ from gamenode.server.api.streams import (
     closing,
     read_last_event_id,
 )
+from gamenode.server.logs.streamer import From
 from gamenode.wire import cri, http
 
 OFFSET_HEADER: Final = "log-offset"
@@ -60,18 +60,22 @@ _MEDIA_TYPES: Final = {
 
 
 class LogQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which part of a log, and how."""
+    """Which part of a log, and how. Of several places to begin at, the latest counts."""
 
     follow: Annotated[bool, Meta(description="Go on until the log ends.")] = False
     offset: Annotated[
-        Offset | None, Meta(description="Begin at this offset of the stored bytes, a line's start.")
+        Offset, Meta(description="Begin with the first line at or behind this stored byte.")
+    ] = 0
+    tail: Annotated[
+        Lines | None, Meta(description="Begin where the last lines do, those of `stream` if given.")
     ] = None
-    tail: Annotated[Lines | None, Meta(description="The last lines only.")] = None
     since: Annotated[
-        str, Meta(description="Lines from this time on: RFC 3339, or `10m` for ten minutes ago.")
+        str, Meta(description="Begin at this time: RFC 3339, or `10m` for ten minutes ago.")
     ] = ""
     attempt: Annotated[int, Meta(ge=0, le=2**31 - 1, description="Which try; 0 is the newest.")] = 0
-    stream: Annotated[LogStream | None, Meta(description="This stream only.")] = None
+    stream: Annotated[
+        LogStream | None, Meta(description="This stream only; `cri` still has them all.")
+    ] = None
     format: LogFormat = LogFormat.TEXT
 
 
@@ -101,93 +105,79 @@ class LogRoutes:
     async def _read(self, call: Call[LogQuery, None]) -> ASGIApp:
         query = call.query
         as_events = accepts_events(call.request)
-        _check_combination(query)
         key = await self._logs.open(call.path["pipeline"], call.path["step"], query.attempt)
-        start = read_last_event_id(call.request) if as_events else None
-        if start is None:
-            since = (
-                parse_time(query.since, self._clock.now(), field="since") if query.since else None
-            )
-            start = await self._logs.start(key, offset=query.offset, tail=query.tail, since=since)
-        blocks = self._logs.read(key, offset=start, follow=query.follow)
-        if as_events:
-            chunks = _translated(blocks, start, partial(_to_events, stream=query.stream))
-            media_type = SSE_MEDIA_TYPE
-        else:
-            chunks = _in_format(blocks, start, query)
-            media_type = _MEDIA_TYPES[query.format]
+        # Found before the response begins: then an error can still have its status.
+        offset = await self._logs.start(key, self._start(call, as_events=as_events))
+        slices = self._logs.read(key, From(offset=offset), follow=query.follow)
+        chunks = (
+            _translated(slices, partial(_to_events, stream=query.stream))
+            if as_events
+            else _in_format(slices, query)
+        )
         return self._streams.respond(
-            chunks, media_type=media_type, headers={OFFSET_HEADER: str(start)}
+            chunks,
+            media_type=SSE_MEDIA_TYPE if as_events else _MEDIA_TYPES[query.format],
+            headers={OFFSET_HEADER: str(offset)},
         )
 
+    def _start(self, call: Call[LogQuery, None], *, as_events: bool) -> From:
+        last_id = read_last_event_id(call.request) if as_events else None
+        if last_id is not None:
+            return From(offset=last_id)
+        query = call.query
+        since = parse_time(query.since, self._clock.now(), field="since") if query.since else None
+        return From(offset=query.offset, tail=query.tail, stream=query.stream, since=since)
 
-def _check_combination(query: LogQuery) -> None:
-    if sum((query.offset is not None, query.tail is not None, bool(query.since))) > 1:
-        raise invalid("offset", "does not go with tail or since", advice="give one of the three")
-    if query.format is LogFormat.CRI and query.stream is not None:
-        # Whoever counts what arrives, to go on from there, would count wrong.
-        raise invalid("stream", "does not go with format=cri", advice="choose from the lines read")
 
-
-def _in_format(blocks: AsyncIterator[bytes], start: int, query: LogQuery) -> AsyncIterator[bytes]:
+def _in_format(slices: AsyncIterator[LogSlice], query: LogQuery) -> AsyncIterator[bytes]:
     match query.format:
         case LogFormat.CRI:
-            return blocks
+            # Whole, whatever stream is asked for: whoever counts what arrives, to go on from
+            # there, would count wrong.
+            return _translated(slices, lambda lines: lines.data)
         case LogFormat.RAW:
-            return _translated(blocks, start, partial(_to_raw, stream=query.stream))
+            return _translated(slices, partial(_to_raw, stream=query.stream))
         case LogFormat.TEXT:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            return _translated(
-                blocks, start, partial(_to_text, stream=query.stream, decoder=decoder)
-            )
+            return _translated(slices, partial(_to_text, stream=query.stream, decoder=decoder))
         case LogFormat.JSON:
-            return _translated(blocks, start, partial(_to_json, stream=query.stream))
+            return _translated(slices, partial(_to_json, stream=query.stream))
 
 
 async def _translated(
-    blocks: AsyncIterator[bytes], start: int, translate: Callable[[bytes, int], bytes]
+    slices: AsyncIterator[LogSlice], translate: Callable[[LogSlice], bytes]
 ) -> AsyncIterator[bytes]:
-    """Yield whole lines translated; `translate` gets them with the offset of the first."""
-    offset = start
-    rest = b""
-    async with closing(blocks):
-        async for block in blocks:
-            end = block.rfind(b"\n") + 1
-            if not end:
-                rest += block
-                continue
-            lines = rest + block[:end] if rest else block[:end]
-            rest = block[end:]
-            if len(lines) > _INLINE_BYTES_MAX:
-                chunk = await asyncio.to_thread(translate, lines, offset)
+    async with closing(slices):
+        async for lines in slices:
+            if len(lines.data) > _INLINE_BYTES_MAX:
+                chunk = await asyncio.to_thread(translate, lines)
             else:
-                chunk = translate(lines, offset)
-            offset += len(lines)
+                chunk = translate(lines)
             if chunk:
                 yield chunk
 
 
-def _to_raw(lines: bytes, _offset: int, *, stream: LogStream | None) -> bytes:
-    return cri.strip(cri.select(lines, stream) if stream else lines)
+def _to_raw(lines: LogSlice, *, stream: LogStream | None) -> bytes:
+    return cri.strip(cri.select(lines.data, stream) if stream else lines.data)
 
 
 def _to_text(
-    lines: bytes, _offset: int, *, stream: LogStream | None, decoder: codecs.IncrementalDecoder
+    lines: LogSlice, *, stream: LogStream | None, decoder: codecs.IncrementalDecoder
 ) -> bytes:
-    chosen = cri.select(lines, stream) if stream else lines
+    chosen = cri.select(lines.data, stream) if stream else lines.data
     # Incremental, since a character may be parted where a long line was.
     return decoder.decode(cri.strip(chosen, records=True)).encode()
 
 
-def _to_json(lines: bytes, offset: int, *, stream: LogStream | None) -> bytes:
+def _to_json(lines: LogSlice, *, stream: LogStream | None) -> bytes:
     return b"".join(
         b"%b\n" % _encode_json(http.encode_log_line(line))
-        for line in cri.parse(lines, offset, stream=stream)
+        for line in cri.parse(lines.data, lines.offset, stream=stream)
     )
 
 
-def _to_events(lines: bytes, offset: int, *, stream: LogStream | None) -> bytes:
+def _to_events(lines: LogSlice, *, stream: LogStream | None) -> bytes:
     return b"".join(
         b"id: %d\ndata: %b\n\n" % (line.next_offset, _encode_json(http.encode_log_line(line)))
-        for line in cri.parse(lines, offset, stream=stream)
+        for line in cri.parse(lines.data, lines.offset, stream=stream)
     )

@@ -8,11 +8,12 @@ from typing import Protocol
 
 from gamenode.domain.access import Actor
 from gamenode.domain.event import Event, EventFilter
-from gamenode.domain.log import LogKey
+from gamenode.domain.log import LogKey, LogSlice
 from gamenode.domain.node import Maintenance, Node
 from gamenode.domain.pipeline import NewPipeline, Pipeline, Status
 from gamenode.domain.selector import Selector
 from gamenode.lib.clock import Instant
+from gamenode.server.logs.streamer import From
 
 
 class PipelineManager(Protocol):
@@ -71,13 +72,11 @@ class LogManager(Protocol):
     async def open(self, pipeline_id: str, step: str, attempt: int) -> LogKey:
         """Return which log that is (attempt 0: the newest), or raise ..._NOT_FOUND."""
 
-    async def start(
-        self, key: LogKey, *, offset: int | None, tail: int | None, since: Instant | None
-    ) -> int:
-        """Return the offset, at a line's start, where such a reading begins; at most one is set."""
+    async def start(self, key: LogKey, start: From) -> int:
+        """Return the offset that `start` means, or raise INVALID_REQUEST."""
 
-    def read(self, key: LogKey, *, offset: int, follow: bool) -> AsyncIterator[bytes]:
-        """Yield the stored bytes from `offset` on; with `follow`, until the log has ended."""
+    def read(self, key: LogKey, start: From, *, follow: bool) -> AsyncIterator[LogSlice]:
+        """Yield whole lines as they are stored; with `follow`, until the log has ended."""
 
 
 class EventLog(Protocol):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 from starlette.types import ASGIApp
 
+from gamenode.domain.args import resolve
 from gamenode.domain.errors import invalid
 from gamenode.domain.pipeline import NewPipeline, PipelineSpec, Status
 from gamenode.domain.quantity import parse_duration
@@ -24,7 +25,7 @@ from gamenode.server.api.nouns import PipelineManager, PipelineService
 from gamenode.server.api.operation import Call, Operation, answer
 from gamenode.server.api.streams import unless_gone
 from gamenode.wire import http
-from gamenode.wire.pipeline_file import parse_pipeline, resolve
+from gamenode.wire.pipeline_file import parse_pipeline
 
 
 class PipelinesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
