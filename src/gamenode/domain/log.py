@@ -47,5 +47,44 @@ class LogLine:
     next_offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class LogSlice:
+    """Whole lines of a log, as they are stored, from `offset` to `next_offset`."""
+
+    offset: int
+    data: bytes
+
+    @property
+    def next_offset(self) -> int:
+        """Where the line after these begins."""
+        return self.offset + len(self.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendAnswer:
+    """The server's answer to a chunk (rule RG1): where to go on, and what stands before that."""
+
+    next_offset: int
+    position: LogPosition
+    hash: bytes
+    """SHA-256 of all bytes before `next_offset`."""
+    stop: bool = False
+    """Nothing more of this log is wanted."""
+    retry_after_s: float = 0.0
+    """How long to wait before the next chunk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEnd:
+    """What a node knows of a log whose step has ended (rule RA4)."""
+
+    length_bytes: int | None
+    """The whole log's length; None while not all output has been read."""
+    hash: bytes
+    """SHA-256 of the whole log; empty while not known."""
+    complete: bool
+    """Whether the server has it all."""
+
+
 CRI_PREFIX_BYTES: Final = 40
 """Length of `2026-11-24T21:58:21.123456789Z stdout F `; stdout and stderr have equal lengths."""
