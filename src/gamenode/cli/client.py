@@ -69,6 +69,10 @@ class Stream:
         """What the bytes are."""
         return self._response.headers.get("Content-Type", "")
 
+    def header(self, name: str) -> str:
+        """Return a header of the answer; empty where it has none such."""
+        return self._response.headers.get(name, "")
+
     def read(self) -> bytes:
         """Return the next bytes, none at the end that the server meant.
 
@@ -102,14 +106,19 @@ class ApiClient:
         settings: CliSettings,
         trace: Trace | None = None,
         headers_traced: bool = False,
+        answer_s: float | None = None,
     ) -> None:
-        """Speak to `target`; nothing is sent before the first request."""
+        """Speak to `target`; nothing is sent before the first request.
+
+        `answer_s` bounds the wait for an answer, in place of the settings' bound.
+        """
         self.target = target
         self._parts = urlsplit(target.url)
         self._clock = clock
         self._settings = settings
         self._trace = trace
         self._headers_traced = headers_traced
+        self._answer_s = answer_s or settings.answer_s
         self._connection: HTTPConnection | None = None
 
     def get(self, path: str, query: Query | None = None, *, wait_s: float = 0.0) -> Any:
@@ -269,12 +278,12 @@ class ApiClient:
         }
         began_s = self._clock.monotonic_s()
         try:
-            _set_timeout(connection, self._settings.answer_s + wait_s)
+            _set_timeout(connection, self._answer_s + wait_s)
             connection.request(method, address, body=body, headers=sent)
             response = connection.getresponse()
         except TimeoutError as error:
             raise SilentError(
-                f"{self.target.url} gave no answer within {self._settings.answer_s + wait_s:g} s",
+                f"{self.target.url} gave no answer within {self._answer_s + wait_s:g} s",
                 sent=True,
                 hint="the server may be overloaded; --timeout waits longer",
             ) from error

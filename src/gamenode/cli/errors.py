@@ -67,8 +67,8 @@ def problem_of(error: ApiError | GameNodeError) -> Problem:
     if isinstance(error, ApiError):
         return error.problem
     outward = OUTWARD[error.code]
-    problem: dict[str, Any] = {
-        "type": "about:blank",
+    return {
+        "type": f"urn:gamenode:problem:{error.code}",
         "title": outward.title,
         "status": outward.http_status,
         "detail": error.message,
@@ -85,10 +85,8 @@ def problem_of(error: ApiError | GameNodeError) -> Problem:
         ],
         "retry_after_s": error.retry_after_s,
         "id": error.error_id or None,
+        "hint": error.hint,
     }
-    if error.hint:
-        problem["hint"] = error.hint
-    return problem
 
 
 def problem_of_answer(status: int, body: bytes, *, content_type: str, url: str) -> Problem:
@@ -108,7 +106,7 @@ def problem_of_answer(status: int, body: bytes, *, content_type: str, url: str) 
     )
     code = ErrorCode.UNAVAILABLE if away else ErrorCode.INTERNAL
     return {
-        "type": "about:blank",
+        "type": f"urn:gamenode:problem:{code}",
         "title": OUTWARD[code].title,
         "status": status,
         "detail": f"{url} answered {status} without a GameNode error",

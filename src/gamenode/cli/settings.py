@@ -15,6 +15,8 @@ class CliSettings:
     """For an answer, beyond what the request itself asks the server to wait."""
     silence_s: float = 15.0
     """For the next bytes of a stream; after that it is opened again where it stood."""
+    events_silence_s: float = 45.0
+    """For the next sign of a stream of events, which gives one every 15 s."""
     away_s_max: float = 60.0
     """For a server that was there and has gone, such as one that restarts."""
     start_s_max: float = 3.0
@@ -29,6 +31,8 @@ class CliSettings:
     completion_s: float = 0.15
     """For the server to name what a word may be completed to."""
     completions_max: int = 200
+    search_items_max: int = 10_000
+    """Looked at for the one that a part of its name means."""
     candidates_max: int = 10
     """Named when what was written fits several things."""
     tail_lines: int = 10
