@@ -244,9 +244,7 @@ class ApiClient:
     def _connect(self) -> HTTPConnection:
         kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
         assert self._parts.hostname is not None  # checked when the target was chosen
-        connection = kind(
-            self._parts.hostname, self._parts.port, timeout=self._settings.connect_s
-        )
+        connection = kind(self._parts.hostname, self._parts.port, timeout=self._settings.connect_s)
         try:
             connection.connect()
         except OSError as error:

@@ -208,7 +208,9 @@ class Command(click.Command):
         """Write examples, its own options, then the shared ones."""
         if self.examples:
             with formatter.section("Examples"):
-                formatter.write("".join(f"{'':{formatter.current_indent}}{line}\n" for line in self.examples))
+                formatter.write(
+                    "".join(f"{'':{formatter.current_indent}}{line}\n" for line in self.examples)
+                )
         own = [param for param in self.get_params(ctx) if param not in SHARED]
         _write_options(ctx, formatter, "Options", own)
         _write_options(ctx, formatter, "Shared options", SHARED)

@@ -27,9 +27,7 @@ context = Group("context", short_help="Name servers, and choose one.")
 context.help = "Servers by a name of one's own, in a file that only its owner can read."
 
 
-def _complete(
-    _ctx: click.Context, _param: click.Parameter, incomplete: str
-) -> list[str]:
+def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     try:
         places = ContextFile().load().places
     except GameNodeError:

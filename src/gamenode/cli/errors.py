@@ -142,9 +142,7 @@ def describe(problem: Problem, *, file: str = "") -> str:
 def _place(detail: Mapping[str, Any], file: str) -> str:
     where = ""
     if detail.get("line") is not None:
-        where = ":".join(
-            str(part) for part in (file, detail["line"], detail.get("column")) if part
-        )
+        where = ":".join(str(part) for part in (file, detail["line"], detail.get("column")) if part)
         where = f"{where}: "
     field = f"{detail['field']}: " if detail.get("field") else ""
     advice = f" ({detail['advice']})" if detail.get("advice") else ""

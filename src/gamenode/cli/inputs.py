@@ -32,9 +32,7 @@ class Inputs:
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
             column = error.start - content.rfind(b"\n", 0, error.start)
-            violation = Violation(
-                field=field, reason="is not UTF-8 text", line=line, column=column
-            )
+            violation = Violation(field=field, reason="is not UTF-8 text", line=line, column=column)
             raise GameNodeError(
                 ErrorCode.INVALID_REQUEST, f"{name} is not UTF-8 text", violations=[violation]
             ) from error

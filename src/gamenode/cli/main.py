@@ -40,9 +40,7 @@ class Program(Group):
         extra.setdefault("obj", Invocation())
         prog_name = prog_name or "gamenode"
         if not standalone_mode:
-            return super().main(
-                arguments, prog_name, complete_var, standalone_mode=False, **extra
-            )
+            return super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
         sys.exit(self._run(arguments, prog_name, complete_var, extra))
 
     def _run(

@@ -110,8 +110,7 @@ def _only(found: list[Body], noun: str, name: str, text: str, missing: ErrorCode
                 ErrorCode.INVALID_REQUEST,
                 f"{text!r} may be any of several {noun}s",
                 violations=[
-                    Violation(field=str(item["id"]), reason=_known_by(item, name))
-                    for item in found
+                    Violation(field=str(item["id"]), reason=_known_by(item, name)) for item in found
                 ],
                 hint="give more of the id",
             )

@@ -252,9 +252,7 @@ class Output:
 class Rows:
     """Writes things that come one after the other; each is out before the next is taken."""
 
-    def __init__(
-        self, output: Output, view: View, columns: Sequence[Column], clock: Clock
-    ) -> None:
+    def __init__(self, output: Output, view: View, columns: Sequence[Column], clock: Clock) -> None:
         """Write to `output`; the heading comes with the first row."""
         self._output = output
         self._view = view

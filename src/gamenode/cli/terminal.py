@@ -9,7 +9,9 @@ from typing import Final
 
 # What a text from elsewhere may hold beside its letters: tabs, ends of lines, and colours (SGR).
 _SGR: Final = r"\x1b\[[0-9;:]*m"
-_CONTROL: Final = re.compile(rf"({_SGR})|(\r?\n|\t)|([\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069])")
+_CONTROL: Final = re.compile(
+    rf"({_SGR})|(\r?\n|\t)|([\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069])"
+)
 _CONTROL_IN_CELL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _PLAIN: Final = re.compile(rb"[^\x00-\x08\x0b-\x1f\x7f-\xff]*")
 
