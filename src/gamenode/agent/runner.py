@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from gamenode.agent.journal import Held, Journal, KeptService, Outcome, Try
 from gamenode.agent.runtime import Ended, LogBlock, Runtime, StartError
-from gamenode.agent.uploader import LogEnd, LogUploader
+from gamenode.agent.uploader import LogUploader
 from gamenode.domain.command import (
     CancelOrder,
     Dispatch,
@@ -27,7 +27,7 @@ from gamenode.domain.command import (
     OrderOutcome,
 )
 from gamenode.domain.errors import GameNodeError
-from gamenode.domain.log import LogKey, LogPosition
+from gamenode.domain.log import LogEnd, LogKey, LogPosition
 from gamenode.domain.pipeline import (
     Condition,
     PipelineReport,
@@ -307,7 +307,10 @@ class Runner:
         for number in range(step.attempts):
             key = LogKey(work.dispatch.pipeline_id, step.name, step.first_attempt + number)
             outcome = work.tries.get(key)
-            if outcome is None:
+            if outcome is not None:
+                # It ended before a restart of the agent; the rest of its log may be here still.
+                self._follow_log(key, outcome)
+            else:
                 outcome = await self._try(work, step, key, limits, fresh=key == fresh)
             last = number + 1 == step.attempts
             if outcome.status is not Status.FAILED or last or limits.reached:
@@ -351,8 +354,8 @@ class Runner:
                 )
         else:
             started_at = found.started_at
-        self._follow_log(key)
         running = Outcome(status=Status.RUNNING, started_at=started_at)
+        self._follow_log(key, running, new=found is None)
         self._report(work, step, running, key.attempt)
         if isinstance(found, Ended):
             return await self._ended(work, key, _outcome_of(found))
@@ -428,11 +431,12 @@ class Runner:
         ]
         return (self._clock.now() - min(starts)) / NANOSECONDS_PER_S if starts else 0.0
 
-    def _follow_log(self, key: LogKey) -> None:
+    def _follow_log(self, key: LogKey, outcome: Outcome, *, new: bool = False) -> None:
         def source(position: LogPosition, live: asyncio.Event) -> AsyncIterator[LogBlock]:
             return self._runtime.read_log(key, position, live=live)
 
-        self._uploader.begin(key, source)
+        if outcome.started_at is not None:
+            self._uploader.begin(key, source, new=new)
 
     def _report(
         self,
@@ -457,8 +461,8 @@ class Runner:
                 message=outcome.message,
                 exit_code=outcome.exit_code,
                 signal=outcome.signal,
-                log_length_bytes=log.length_bytes if log is not None and log.complete else None,
-                log_hash=log.hash if log is not None and log.complete else b"",
+                log_length_bytes=log.length_bytes if log is not None else None,
+                log_hash=log.hash if log is not None else b"",
                 instance_id=step.instance_id if step.type is StepType.SERVICE else "",
             ),
         )
@@ -469,7 +473,7 @@ class Runner:
         """Report a step's end, after its log where that comes within the wait (rule RA4)."""
         lives_on = step.type is StepType.SERVICE and outcome.status is Status.COMPLETED
         log = None
-        if not lives_on:
+        if outcome.started_at is not None and not lives_on:
             log = await self._uploader.finish(key, self._settings.log_wait_s)
         self._report(work, step, outcome, key.attempt, log)
 
@@ -487,7 +491,6 @@ class Runner:
 
     async def _clean(self, key: LogKey) -> None:
         """Remove an ended run and its log from the host, once the server has all of the log."""
-        await self._uploader.finish(key, None)
         await self._uploader.forget(key)
         await self._runtime.remove(key)
 
@@ -498,8 +501,9 @@ class Runner:
     async def _service(self, service: KeptService) -> None:
         """Carry a service's log until it ends, then forget it."""
         key = service.key
-        if await self._runtime.find(key) is not None:
-            self._follow_log(key)
+        found = await self._runtime.find(key)
+        if found is not None:
+            self._follow_log(key, Outcome(status=Status.RUNNING, started_at=found.started_at))
             ended = await self._runtime.wait(key)
             _log.info(
                 "service ended",

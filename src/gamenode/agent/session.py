@@ -138,6 +138,7 @@ class Session:
         self._stream_number = 0
         self._stream: AgentStream | None = None
         self._last_sequence = 0
+        self._followed: set[tuple[str, str]] = set()
         self._last_success_s = clock.monotonic_s()
         self._beat_answered = asyncio.Event()
         self._round_trip_s: float | None = None
@@ -275,6 +276,9 @@ class Session:
 
     def _welcomed(self, welcome: Welcome) -> None:
         self._last_success_s = self._clock.monotonic_s()
+        # Who follows what, the server says anew on every stream.
+        for followed in list(self._followed):
+            self._set_live(followed, live=False)
         for dispatch in welcome.unwanted:
             self._end(dispatch)
 
@@ -289,9 +293,16 @@ class Session:
                 if not word.counted:
                     self._answer = None
             case FollowLog():
-                self._uploader.set_live(word.pipeline_id, word.step, word.live)
+                self._set_live((word.pipeline_id, word.step), live=word.live)
             case Welcome() | Closed() | None:
                 pass
+
+    def _set_live(self, followed: tuple[str, str], *, live: bool) -> None:
+        if live:
+            self._followed.add(followed)
+        else:
+            self._followed.discard(followed)
+        self._uploader.set_live(*followed, live=live)
 
     def _obey(self, stream: AgentStream, fenced: FencedOrder) -> None:
         """Carry out an order of the newest stream, once (rule RL2)."""

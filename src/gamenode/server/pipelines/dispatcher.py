@@ -15,6 +15,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Dispatch,
     ExecuteOrder,
+    FollowLog,
     OrderAnswer,
     OrderOutcome,
 )
@@ -24,6 +25,8 @@ from gamenode.domain.placement import Candidate, Demand, place
 from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock
 from gamenode.lib.tasks import Supervisor, Wake
+from gamenode.server.logs.manager import LogManager
+from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.server.pipelines.store import Cancelling, Queued
@@ -53,12 +56,14 @@ class TaskDispatcher:
         *,
         service: GamePipelineGRPCService,
         nodes: NodeManager,
+        logs: LogManager,
         clock: Clock,
         settings: DispatcherSettings,
     ) -> None:
         """Do nothing until `run`."""
         self._service = service
         self._nodes = nodes
+        self._logs = logs
         self._clock = clock
         self._settings = settings
         self._supervisor = Supervisor()
@@ -90,10 +95,29 @@ class TaskDispatcher:
         Without a stream nothing happens now: the pipeline is sent again, or found, when the node's
         next statement is reconciled.
         """
-        if self._nodes.connection(node_id) is not None and order.dispatch not in self._sending:
+        connection = self._nodes.connection(node_id)
+        if connection is not None and order.dispatch not in self._sending:
+            for step in order.steps:
+                self.tell_followed(connection, order.dispatch.pipeline_id, step.name)
             self._sending.add(order.dispatch)
             name = f"execute {order.dispatch.pipeline_id}"
             _ = self._supervisor.start(name, self._execute(node_id, order))
+
+    def tell_followed(self, connection: AgentConnection, pipeline_id: str, step: str) -> None:
+        """Tell an agent that somebody follows a step's log already."""
+        if self._logs.is_live(pipeline_id, step):
+            connection.say(FollowLog(pipeline_id=pipeline_id, step=step, live=True))
+
+    def follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
+        """Have the node of a pipeline send a step's log line by line, or no more."""
+        name = f"follow {pipeline_id}/{step}"
+        _ = self._supervisor.start(name, self._follow_log(pipeline_id, step, live=live))
+
+    async def _follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
+        pipeline = await self._service.get(pipeline_id)
+        connection = self._nodes.connection(pipeline.node_id)
+        if connection is not None and self._logs.is_live(pipeline_id, step) is live:
+            connection.say(FollowLog(pipeline_id=pipeline_id, step=step, live=live))
 
     async def _place_queued(self) -> bool:
         """Bind what fits; return whether another round may find more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gamenode.domain.access import Actor
 from gamenode.domain.command import (
@@ -25,6 +25,7 @@ from gamenode.domain.pipeline import (
     PipelineReport,
     PipelineSpec,
     Reason,
+    Report,
     ReportResult,
     Status,
     StepReport,
@@ -36,6 +37,7 @@ from gamenode.lib.clock import Clock
 from gamenode.lib.ids import Ids
 from gamenode.server.events.feed import EventFeed
 from gamenode.server.logs.manager import LogManager
+from gamenode.server.logs.service import LogService
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
@@ -62,7 +64,8 @@ class PipelineManager:
         service: GamePipelineGRPCService,
         dispatcher: TaskDispatcher,
         nodes: NodeManager,
-        logs: LogManager,
+        logs: LogService,
+        log_manager: LogManager,
         feed: EventFeed,
         clock: Clock,
         ids: Ids,
@@ -73,6 +76,7 @@ class PipelineManager:
         self._dispatcher = dispatcher
         self._nodes = nodes
         self._logs = logs
+        self._log_manager = log_manager
         self._feed = feed
         self._clock = clock
         self._ids = ids
@@ -116,22 +120,15 @@ class PipelineManager:
             key = LogKey(
                 report.pipeline_id, report.step, max(report.attempt, 1), max(report.run, 1)
             )
-            await self._logs.store_inline(key, node_id, report.log)
-        return (
-            await self._service.apply(
-                [report], node_id=node_id, session=session, now=self._clock.now()
-            )
-        )[0]
+            end = await self._logs.store_inline(key, node_id, report.log, now=self._clock.now())
+            report = replace(report, log_length_bytes=end.length_bytes, log_hash=end.hash)
+        return (await self._take([report], node_id=node_id, session=session))[0]
 
     async def update_status(
         self, report: PipelineReport, *, node_id: str, session: Session | None
     ) -> ReportResult:
         """Take a simple client's word for a pipeline."""
-        return (
-            await self._service.apply(
-                [report], node_id=node_id, session=session, now=self._clock.now()
-            )
-        )[0]
+        return (await self._take([report], node_id=node_id, session=session))[0]
 
     async def check_log_owner(self, key: LogKey, node_id: str) -> None:
         """Check that a node may write this log: it was granted the try (P15).
@@ -171,6 +168,9 @@ class PipelineManager:
         actions = reconcile(bound, statement.held)
         connection.welcome(Welcome(unwanted=actions.unwanted))
         connection.say(acknowledged)
+        for pipeline_id, step in self._log_manager.followed():
+            if any(held.dispatch.pipeline_id == pipeline_id for held in statement.held):
+                self._dispatcher.tell_followed(connection, pipeline_id, step)
         for dispatch in actions.lost:
             await self._lose(connection.node_id, dispatch)
         for dispatch in actions.resend:
@@ -180,11 +180,10 @@ class PipelineManager:
     async def _apply(
         self, connection: AgentConnection, reports: Sequence[NumberedReport]
     ) -> Acknowledged:
-        results = await self._service.apply(
+        results = await self._take(
             [numbered.report for numbered in reports],
             node_id=connection.node_id,
             session=connection.session,
-            now=self._clock.now(),
         )
         return Acknowledged(
             results=tuple(
@@ -192,6 +191,21 @@ class PipelineManager:
                 for numbered, result in zip(reports, results, strict=True)
             )
         )
+
+    async def _take(
+        self, reports: Sequence[Report], *, node_id: str, session: Session | None
+    ) -> Sequence[ReportResult]:
+        results = await self._service.apply(
+            reports, node_id=node_id, session=session, now=self._clock.now()
+        )
+        for report in reports:
+            if isinstance(report, StepReport) and report.status.terminal:
+                await self._logs.ended(
+                    LogKey(
+                        report.pipeline_id, report.step, max(report.attempt, 1), max(report.run, 1)
+                    )
+                )
+        return results
 
     async def _lose(self, node_id: str, dispatch: Dispatch) -> None:
         await self._service.fail(

@@ -145,6 +145,47 @@ class GamePipelineGRPCService:
         """Return whether a node was granted this try."""
         return await self._db.read(lambda conn: store.is_granted(conn, key, node_id))
 
+    async def log_key(self, pipeline_id: str, step: str, attempt: int) -> LogKey:
+        """Return which log a try at a step has; attempt 0: the newest try, or the first to come.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND, STEP_NOT_FOUND; LOG_NOT_FOUND, no such try.
+        """
+
+        def read(conn: Connection) -> LogKey:
+            row = store.step_row(conn, pipeline_id, step)
+            if row is None:
+                raise self._no_step(store.get(conn, pipeline_id), pipeline_id, step)
+            newest = row.attempt or row.granted_from or 1
+            if attempt > max(newest, row.granted_to):
+                raise GameNodeError(
+                    ErrorCode.LOG_NOT_FOUND,
+                    f"step {step} has had {row.attempt} tries, not {attempt}",
+                )
+            return LogKey(pipeline_id, step, attempt or newest, row.run or 1)
+
+        return await self._db.read(read)
+
+    async def is_finished(self, key: LogKey) -> bool:
+        """Return whether this try has ended: its log gets no more, unless a length says so."""
+
+        def read(conn: Connection) -> bool:
+            row = store.step_row(conn, key.pipeline_id, key.step)
+            return row is None or row.attempt > key.attempt or Status(row.status).terminal
+
+        return await self._db.read(read)
+
+    @staticmethod
+    def _no_step(pipeline: Pipeline | None, pipeline_id: str, step: str) -> GameNodeError:
+        if pipeline is None:
+            return not_found(pipeline_id)
+        names = ", ".join(known.name for known in pipeline.steps)
+        return GameNodeError(
+            ErrorCode.STEP_NOT_FOUND,
+            f"pipeline {pipeline_id} has no step {step}",
+            hint=f"its steps: {names}",
+        )
+
     async def order(self, dispatch: Dispatch) -> ExecuteOrder:
         """Return the order of a dispatch, as it was granted."""
         return await self._db.read(lambda conn: _granted_order(conn, dispatch))
@@ -352,7 +393,7 @@ def _apply_step(
         )
     step = store.step(row)
     result = judge_step(step, report, range(row.granted_from, row.granted_to + 1))
-    _note_log_end(conn, row, report)
+    _note_log_end(conn, row, report, pipeline.node_id, now)
     if result.outcome is not ReportOutcome.APPLIED:
         return result
     status = Status(pipeline.status)
@@ -389,13 +430,20 @@ def _apply_step(
     return result
 
 
-def _note_log_end(conn: Connection, row: Row[Any], report: StepReport) -> None:
+def _note_log_end(
+    conn: Connection, row: Row[Any], report: StepReport, node_id: str, now: Instant
+) -> None:
     """Note how long a log is in all; also from a late report, since its bytes still count (RA4)."""
-    if report.log_length_bytes is not None and report.attempt in range(
-        row.granted_from, row.granted_to + 1
-    ):
-        key = LogKey(report.pipeline_id, report.step, report.attempt, report.run or 1)
-        set_final(conn, key, report.log_length_bytes, report.log_hash)
+    granted = range(row.granted_from, row.granted_to + 1)
+    if report.log_length_bytes is not None and report.attempt in granted:
+        set_final(
+            conn,
+            LogKey(report.pipeline_id, report.step, report.attempt, report.run or 1),
+            node_id=node_id,
+            length_bytes=report.log_length_bytes,
+            sha256=report.log_hash,
+            now=now,
+        )
 
 
 def _apply_pipeline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,11 @@ from gamenode.domain.event import EventFilter
 from gamenode.domain.inventory import Hardware, Inventory, Network, Software
 from gamenode.domain.node import Session
 from gamenode.domain.pipeline import NewPipeline
+from gamenode.lib.clock import Clock
 from gamenode.server.events.feed import EventFeed
 from gamenode.server.logs.manager import LogManager
+from gamenode.server.logs.service import LogService
+from gamenode.server.logs.streamer import From
 from gamenode.server.metrics.service import MetricService
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.manager import PipelineManager
@@ -48,14 +52,18 @@ class GameNodeServer(pb_grpc.GameNodeServiceServicer):
         nodes: NodeManager,
         pipelines: PipelineManager,
         logs: LogManager,
+        log_service: LogService,
         metrics: MetricService,
         feed: EventFeed,
         link: AgentLink,
+        clock: Clock,
     ) -> None:
         """Hand on to the managers."""
         self._nodes = nodes
         self._pipelines = pipelines
         self._logs = logs
+        self._log_service = log_service
+        self._clock = clock
         self._metrics = metrics
         self._feed = feed
         self._link = link
@@ -143,13 +151,14 @@ class GameNodeServer(pb_grpc.GameNodeServiceServicer):
             raise GameNodeError(ErrorCode.STALE, _REGISTER_AGAIN)
         key = codec.decode_log_key(request.log)
         await self._pipelines.check_log_owner(key, request.node_id)
-        answer = await self._logs.append(
+        answer = await self._log_service.append(
             key,
             node_id=request.node_id,
             offset=request.offset,
             chunk=request.chunk,
             checksum=request.checksum,
             position=codec.decode_position(request.position),
+            now=self._clock.now(),
         )
         return codec.encode_append_answer(answer)
 
@@ -198,10 +207,12 @@ class GameNodeServer(pb_grpc.GameNodeServiceServicer):
         del context
         key = await self._logs.open(request.pipeline_id, request.step_id, request.attempt)
         sequence = 0
-        async for piece in self._logs.read(key, offset=request.offset, follow=request.follow):
-            for line in parse(piece.data, piece.offset):
-                sequence += 1
-                yield codec.encode_log_line(line, sequence)
+        start = From(offset=request.offset)
+        async with aclosing(self._logs.read(key, start, follow=request.follow)) as slices:
+            async for piece in slices:
+                for line in parse(piece.data, piece.offset):
+                    sequence += 1
+                    yield codec.encode_log_line(line, sequence)
 
     async def WatchEvents(  # noqa: N802 - the contract's name
         self, request: pb.WatchEventsRequest, context: Context
