@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from gamenode.domain.pipeline import (
 from gamenode.wire.pipeline_file import parse_pipeline, pipeline_json_schema
 from gamenode.wire.yaml_document import NODES_MAX, TEXT_LENGTH_MAX, VIOLATIONS_MAX
 
-EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
+EXAMPLES = Path(__file__).parents[3] / "examples"
 SCHEMA: Any = pipeline_json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
@@ -583,7 +585,7 @@ def test_the_schema_refuses_what_the_parser_refuses(text: str) -> None:
     assert not VALIDATOR.is_valid(yaml.load(text, CoreLoader))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_valid_and_need_no_args(path: Path) -> None:
     text = path.read_text()
     steps, _ = resolve(parse_pipeline(text, file=path.name), {})
@@ -591,5 +593,21 @@ def test_the_examples_are_valid_and_need_no_args(path: Path) -> None:
     VALIDATOR.validate(yaml.load(text, CoreLoader))
 
 
-def test_there_are_examples() -> None:
-    assert "hello.yaml" in [path.name for path in EXAMPLES]
+def test_the_first_example_greets_whom_it_is_told_to(tmp_path: Path) -> None:
+    spec = parse_pipeline((EXAMPLES / "hello.yaml").read_text())
+    steps, _ = resolve(spec, {"WHO": 'Ada "$(id)"', "ROUNDS": "2"})
+    printed = b""
+    started_s = time.perf_counter()
+    for step in steps:
+        printed += subprocess.run(
+            ["sh", "-e", "-c", "\n".join(step.container.commands)],
+            env={"PATH": os.environ["PATH"], **step.container.environment},
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            timeout=10,
+        ).stdout
+    assert b'Hello, Ada "$(id)"!' in printed
+    assert b"round 2\nWell played" in printed
+    assert steps[-1].condition is Condition.ALWAYS
+    assert time.perf_counter() - started_s < 3.0
