@@ -66,6 +66,16 @@ class CancelOrder:
     """Clean-up steps are ended too."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedEnd:
+    """A pipeline whose end is wanted, while its node has not said that it knows."""
+
+    dispatch: Dispatch
+    node_id: str
+    status: Status
+    reason: str
+
+
 Order = ExecuteOrder | CancelOrder
 
 

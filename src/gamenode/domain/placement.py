@@ -65,6 +65,18 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedPipeline:
+    """A pipeline that waits for a node."""
+
+    id: str
+    wanted_node: str
+    selector: str
+    envs_needed: frozenset[str]
+    waiting: str
+    """The reasons found at the last look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """A node, or why there is none."""
 

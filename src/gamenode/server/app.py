@@ -197,6 +197,14 @@ class Server:
             extra={"event": "server.ready"},
         )
 
+    async def wait_online(self, node_ids: Sequence[str]) -> None:
+        """Wait until these nodes can take work."""
+        changed = asyncio.Event()
+        self._nodes.on_change(changed.set)
+        while any(self._nodes.connection(node_id) is None for node_id in node_ids):
+            changed.clear()
+            await changed.wait()
+
     async def stop(self) -> None:
         """Refuse new work, finish answers, close streams with a reason, close the data."""
         self._ready = False

@@ -37,7 +37,7 @@ class ServerSettings:
     """All of it."""
 
     server: ListenSettings = field(default_factory=ListenSettings)
-    database: DatabaseSettings = field(default_factory=lambda: DatabaseSettings(url=""))
+    database: DatabaseSettings = field(default_factory=DatabaseSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     agent_link: AgentLinkSettings = field(default_factory=AgentLinkSettings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gamenode.domain.command import (
@@ -18,10 +17,11 @@ from gamenode.domain.command import (
     FollowLog,
     OrderAnswer,
     OrderOutcome,
+    WantedEnd,
 )
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.pipeline import Reason
-from gamenode.domain.placement import Candidate, Demand, place
+from gamenode.domain.placement import Candidate, Demand, QueuedPipeline, place
 from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock
 from gamenode.lib.tasks import Supervisor, Wake
@@ -29,7 +29,6 @@ from gamenode.server.logs.manager import LogManager
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.service import GamePipelineGRPCService
-from gamenode.server.pipelines.store import Cancelling, Queued
 
 _log = logging.getLogger(__name__)
 _PASSING = frozenset({"BUSY", "JOURNAL", "STATE_VERSION"})
@@ -127,7 +126,7 @@ class TaskDispatcher:
             return False
         now_s = self._clock.monotonic_s()
         candidates = {c.node_id: c for c in self._nodes.candidates(loads)}
-        chosen: list[tuple[Queued, str]] = []
+        chosen: list[tuple[QueuedPipeline, str]] = []
         reasons: dict[str, str] = {}
         for queued in waiting:
             if self._not_before_s.get(queued.id, 0.0) > now_s:
@@ -144,7 +143,7 @@ class TaskDispatcher:
         results = await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
         return any(results) and len(waiting) == self._settings.batch_max
 
-    async def _bind(self, queued: Queued, node_id: str) -> bool:
+    async def _bind(self, queued: QueuedPipelinePipeline, node_id: str) -> bool:
         try:
             order = await self._service.bind(queued.id, node_id, now=self._clock.now())
         except GameNodeError as error:
@@ -197,29 +196,28 @@ class TaskDispatcher:
                 self.send(node_id, await self._service.order(dispatch))
 
     async def _send_cancels(self) -> None:
-        wanted: Sequence[Cancelling] = await self._service.cancelling(self._settings.batch_max)
-        for cancelling in wanted:
-            if cancelling.dispatch in self._cancelling:
+        for wanted in await self._service.cancelling(self._settings.batch_max):
+            if wanted.dispatch in self._cancelling:
                 continue
-            if self._nodes.connection(cancelling.node_id) is None:
+            if self._nodes.connection(wanted.node_id) is None:
                 continue  # it is told when it is back
-            self._cancelling.add(cancelling.dispatch)
-            name = f"cancel {cancelling.dispatch.pipeline_id}"
-            _ = self._supervisor.start(name, self._cancel(cancelling))
+            self._cancelling.add(wanted.dispatch)
+            name = f"cancel {wanted.dispatch.pipeline_id}"
+            _ = self._supervisor.start(name, self._cancel(wanted))
 
-    async def _cancel(self, cancelling: Cancelling) -> None:
+    async def _cancel(self, wanted: WantedEnd) -> None:
         try:
             order = CancelOrder(
-                dispatch=cancelling.dispatch,
+                dispatch=wanted.dispatch,
                 reason=Reason.CANCELLED_BY_USER,
-                message=cancelling.reason,
+                message=wanted.reason,
                 # It has ended here already, by force: nothing of it may go on there.
-                force=cancelling.status.terminal,
+                force=wanted.status.terminal,
             )
-            if await self._ask(cancelling.node_id, order) is not None:
-                await self._service.acknowledge_cancel(cancelling.dispatch, now=self._clock.now())
+            if await self._ask(wanted.node_id, order) is not None:
+                await self._service.acknowledge_cancel(wanted.dispatch, now=self._clock.now())
         finally:
-            self._cancelling.discard(cancelling.dispatch)
+            self._cancelling.discard(wanted.dispatch)
 
     async def _ask(self, node_id: str, order: ExecuteOrder | CancelOrder) -> OrderAnswer | None:
         connection = self._nodes.connection(node_id)
@@ -236,7 +234,7 @@ class TaskDispatcher:
             return None
 
 
-def _demand(queued: Queued) -> Demand:
+def _demand(queued: QueuedPipeline) -> Demand:
     return Demand(
         node_id=queued.wanted_node,
         selector=parse_selector(queued.selector),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gamenode.domain.access import Actor
+from gamenode.domain.args import resolve
 from gamenode.domain.command import (
     Acknowledged,
     Dispatch,
@@ -42,7 +43,7 @@ from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.service import GamePipelineGRPCService, Prepared
-from gamenode.wire.pipeline_file import parse_pipeline, resolve
+from gamenode.wire.pipeline_file import parse_pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, select
 
 from gamenode.domain.access import Actor
 from gamenode.domain.audit import AuditEntry
-from gamenode.domain.command import BoundPipeline, Dispatch, ExecuteOrder
+from gamenode.domain.command import BoundPipeline, Dispatch, ExecuteOrder, WantedEnd
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import EventType, NewEvent
 from gamenode.domain.log import LogKey
@@ -31,6 +31,7 @@ from gamenode.domain.pipeline import (
     judge_pipeline,
     judge_step,
 )
+from gamenode.domain.placement import QueuedPipeline
 from gamenode.lib.clock import Instant
 from gamenode.server.db.database import Database
 from gamenode.server.events import audit
@@ -38,7 +39,6 @@ from gamenode.server.events import store as events
 from gamenode.server.logs.service import set_final
 from gamenode.server.nodes import service as nodes
 from gamenode.server.pipelines import store
-from gamenode.server.pipelines.store import Cancelling, Queued
 from gamenode.wire.codec import pack_order, unpack_order
 
 _PIPELINE_EVENTS: Final = {
@@ -107,10 +107,10 @@ class GamePipelineGRPCService:
             )
         )
 
-    async def queue(self, limit: int) -> tuple[Sequence[Queued], Mapping[str, int]]:
+    async def queue(self, limit: int) -> tuple[Sequence[QueuedPipeline], Mapping[str, int]]:
         """Return what waits for a node, in order, and how loaded each node is."""
 
-        def read(conn: Connection) -> tuple[Sequence[Queued], Mapping[str, int]]:
+        def read(conn: Connection) -> tuple[Sequence[QueuedPipeline], Mapping[str, int]]:
             waiting = store.queued(conn, limit)
             return waiting, store.loads(conn) if waiting else {}
 
@@ -120,7 +120,7 @@ class GamePipelineGRPCService:
         """Return what was bound to a node that has not said that it took it: (node, dispatch)."""
         return await self._db.read(lambda conn: store.unacknowledged(conn, limit))
 
-    async def cancelling(self, limit: int) -> Sequence[Cancelling]:
+    async def cancelling(self, limit: int) -> Sequence[WantedEnd]:
         """Return whose end is wanted, while its node has not said that it knows."""
         return await self._db.read(lambda conn: store.cancelling(conn, limit))
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, and_, bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
-from gamenode.domain.command import Dispatch
+from gamenode.domain.command import Dispatch, WantedEnd
 from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
     TERMINAL,
@@ -20,6 +20,7 @@ from gamenode.domain.pipeline import (
     StepType,
     sources_of,
 )
+from gamenode.domain.placement import QueuedPipeline
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
 
@@ -33,17 +34,6 @@ _LISTED: Final = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Queued:
-    """A pipeline that waits for a node."""
-
-    id: str
-    wanted_node: str
-    selector: str
-    envs_needed: frozenset[str]
-    waiting: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
     """A pipeline that is bound to a node and has not ended there."""
 
@@ -52,16 +42,6 @@ class Bound:
     acknowledged: bool
     cancel_requested: bool
     session_epoch: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelling:
-    """A pipeline whose end is wanted, while its node has not said that it knows."""
-
-    dispatch: Dispatch
-    node_id: str
-    status: Status
-    reason: str
 
 
 def known_key(conn: Connection, caller: str, key: str) -> tuple[str, str] | None:
@@ -142,7 +122,7 @@ def newest(
     return [_pipeline(row, steps[row.id]) for row in rows]
 
 
-def queued(conn: Connection, limit: int) -> list[Queued]:
+def queued(conn: Connection, limit: int) -> list[QueuedPipeline]:
     """Return what waits for a node: higher priority first, then older."""
     rows = conn.execute(
         select(
@@ -157,7 +137,7 @@ def queued(conn: Connection, limit: int) -> list[Queued]:
         .limit(limit)
     )
     return [
-        Queued(
+        QueuedPipeline(
             id=row.id,
             wanted_node=row.wanted_node,
             selector=row.selector,
@@ -216,7 +196,7 @@ def unacknowledged(conn: Connection, limit: int) -> list[tuple[str, Dispatch]]:
     return [(row.node_id, Dispatch(row.id, row.attempt)) for row in rows]
 
 
-def cancelling(conn: Connection, limit: int) -> list[Cancelling]:
+def cancelling(conn: Connection, limit: int) -> list[WantedEnd]:
     """Return whose end is wanted, while its node has not said that it knows."""
     rows = conn.execute(
         select(
@@ -234,7 +214,7 @@ def cancelling(conn: Connection, limit: int) -> list[Cancelling]:
         .limit(limit)
     )
     return [
-        Cancelling(
+        WantedEnd(
             dispatch=Dispatch(row.id, row.attempt),
             node_id=row.node_id,
             status=Status(row.status),
@@ -252,7 +232,7 @@ def is_granted(conn: Connection, key: LogKey, node_id: str) -> bool:
                 exists().where(
                     _pipelines.id == key.pipeline_id,
                     _pipelines.node_id == node_id,
-                    _steps.pipeline_id == key.pipeline_id,
+                    _steps.pipeline_id == _pipelines.id,
                     _steps.name == key.step,
                     _steps.granted_from <= key.attempt,
                     _steps.granted_to >= key.attempt,
