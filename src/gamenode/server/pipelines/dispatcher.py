@@ -143,7 +143,7 @@ class TaskDispatcher:
         results = await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
         return any(results) and len(waiting) == self._settings.batch_max
 
-    async def _bind(self, queued: QueuedPipelinePipeline, node_id: str) -> bool:
+    async def _bind(self, queued: QueuedPipeline, node_id: str) -> bool:
         try:
             order = await self._service.bind(queued.id, node_id, now=self._clock.now())
         except GameNodeError as error:
