@@ -477,8 +477,11 @@ class _Upload:
         """Wait until there is something to send and it has waited long enough."""
         while self._sent == self._read.end and not self._done():
             await self._wake.wait(self._settings.idle_interval_s)
-        if not self._done() and not self._urgent():
-            await self._wake.wait(self._settings.idle_interval_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.idle_interval_s):
+                # It also rings for the first bytes, which may wait.
+                while not self._done() and not self._urgent():
+                    await self._wake.wait(self._settings.idle_interval_s)
 
     async def _send_due(self) -> bool:
         """Send what there is, several chunks at once; return whether each was taken in turn."""
