@@ -17,7 +17,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from random import Random
 from typing import Final, Protocol, TypeVar
 
@@ -77,9 +76,9 @@ class Block(Protocol):
         """When they were read."""
 
 
-Source = Callable[[LogPosition, Callable[[], bool]], AsyncIterator[Block]]
+Source = Callable[[LogPosition, asyncio.Event], AsyncIterator[Block]]
 """A step's output from a position on; ends when the step has ended and all was read. While the
-second argument returns true, somebody waits for every line."""
+event is set, somebody waits for every line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +133,8 @@ class LogUploader:
         """
         if key in self._uploads:
             return
-        upload = _Upload(key, source, self._shared, live=self._is_live, new=new)
+        upload = _Upload(key, source, self._shared, new=new)
+        upload.set_live(live=(key.pipeline_id, key.step) in self._live)
         self._uploads[key] = upload
         self._supervisor.keep(f"log {key.pipeline_id}/{key.step}", upload.run)
 
@@ -156,7 +156,7 @@ class LogUploader:
             self._live.discard((pipeline_id, step))
         for key, upload in self._uploads.items():
             if (key.pipeline_id, key.step) == (pipeline_id, step):
-                upload.ring()
+                upload.set_live(live=live)
 
     async def forget(self, key: LogKey) -> None:
         """Drop the spool once the server has the whole log; wait for that.
@@ -179,9 +179,6 @@ class LogUploader:
         for upload in self._uploads.values():
             upload.close()
         self._shared.pool.shutdown()
-
-    def _is_live(self, key: LogKey) -> bool:
-        return (key.pipeline_id, key.step) in self._live
 
 
 class _Room:
@@ -250,14 +247,13 @@ class _Upload:
         source: Source,
         shared: _Shared,
         *,
-        live: Callable[[LogKey], bool],
         new: bool,
     ) -> None:
         self._key = key
         self._source = source
         self._shared = shared
         self._settings = shared.settings
-        self._live = partial(live, key)
+        self._live = asyncio.Event()
         self._asked = new
         self._spooled = shared.spool.create(key)
         self._opened = new
@@ -276,9 +272,13 @@ class _Upload:
         self._wake = Wake()
         self._complete = asyncio.Event()
 
-    def ring(self) -> None:
-        """Have the sender look again."""
-        self._wake.ring()
+    def set_live(self, *, live: bool) -> None:
+        """Send each line at once, or no more."""
+        if live:
+            self._live.set()
+            self._wake.ring()
+        else:
+            self._live.clear()
 
     def hurry(self) -> None:
         """Send without waiting for more, from now on."""
@@ -469,7 +469,7 @@ class _Upload:
         return (
             self._exhausted
             or self._hurried
-            or self._live()
+            or self._live.is_set()
             or self._read.end - self._sent >= self._settings.chunk_bytes_max
         )
 

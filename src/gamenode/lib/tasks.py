@@ -100,3 +100,16 @@ async def every(period_s: float, call: Callable[[], Awaitable[None]]) -> None:
     while True:
         await call()
         await asyncio.sleep(period_s)
+
+
+async def until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
+    """Run `works` side by side; when one ends, cancel the others and raise what it raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        task.result()

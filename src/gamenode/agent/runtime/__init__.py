@@ -8,15 +8,25 @@ pipeline, step, attempt and run.
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from gamenode.domain.log import LogKey, LogPosition, LogStream
 from gamenode.domain.pipeline import ContainerSpec, Reason
 from gamenode.lib.clock import Instant
 
 RunKey = LogKey
+
+BLOCK_BYTES_MAX: Final = 1024 * 1024
+"""The longest `LogBlock`."""
+
+_SIGNALS: Final = frozenset(signal.Signals)
+_HINTS: Final[Mapping[int, str]] = {
+    126: ": a command could not be executed",
+    127: ": a command was not found",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +50,26 @@ class Ended:
     message: str
     started_at: Instant
     ended_at: Instant
+
+    @classmethod
+    def by_code(cls, code: int, *, started_at: Instant, ended_at: Instant) -> Ended:
+        """Return the end that `code` tells: by the shells' convention, 128 + n is signal n."""
+        if code - 128 in _SIGNALS:
+            number = code - 128
+            return cls(
+                signal=number,
+                reason=Reason.SIGNAL,
+                message=f"ended by signal {number} ({signal.Signals(number).name})",
+                started_at=started_at,
+                ended_at=ended_at,
+            )
+        return cls(
+            exit_code=code,
+            reason=Reason.EXIT_CODE if code else Reason.NONE,
+            message=f"exit code {code}{_HINTS.get(code, '')}" if code else "",
+            started_at=started_at,
+            ended_at=ended_at,
+        )
 
 
 Found = Running | Ended

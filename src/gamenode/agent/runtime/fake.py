@@ -17,13 +17,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from signal import SIGKILL, SIGTERM
 
-from gamenode.agent.runtime import Ended, Found, LogBlock, RunKey, Running, StartError
+from gamenode.agent.runtime import (
+    BLOCK_BYTES_MAX,
+    Ended,
+    Found,
+    LogBlock,
+    RunKey,
+    Running,
+    StartError,
+)
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import LogPosition, LogStream
 from gamenode.domain.pipeline import ContainerSpec, Reason
 from gamenode.lib.clock import Clock, Instant, after
-
-BLOCK_BYTES_MAX = 1024 * 1024
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -33,8 +39,7 @@ class _FakeRun:
     started_at: Instant
     started_monotonic_s: float
     duration_s: float | None
-    exit_code: int | None
-    signal: int | None
+    code: int
     ignores_stop: bool
     output: Mapping[LogStream, bytes]
     stopped: Ended | None = None
@@ -76,13 +81,12 @@ class FakeHost:
     def _created(self, env: Mapping[str, str], *, service: bool) -> _FakeRun:
         lines = "".join(f"line {n}\n" for n in range(1, int(env.get("FAKE_LOG_LINES", "0")) + 1))
         duration = env.get("FAKE_DURATION_S", "" if service else "0")
-        signal = int(env["FAKE_SIGNAL"]) if "FAKE_SIGNAL" in env else None
+        signal = int(env.get("FAKE_SIGNAL", "0"))
         return _FakeRun(
             started_at=self.clock.now(),
             started_monotonic_s=self.clock.monotonic_s(),
             duration_s=float(duration) if duration else None,
-            exit_code=int(env.get("FAKE_EXIT_CODE", "0")) if signal is None else None,
-            signal=signal,
+            code=128 + signal if signal else int(env.get("FAKE_EXIT_CODE", "0")),
             ignores_stop="FAKE_IGNORE_STOP" in env,
             output={
                 LogStream.STDOUT: (env.get("FAKE_STDOUT", "") + lines).encode(),
@@ -103,8 +107,8 @@ class FakeHost:
         it = self.get(run)
         if it.stopped is None and self.remaining_s(run) == 0.0:
             assert it.duration_s is not None
-            it.stopped = self._ended(
-                it, it.exit_code, it.signal, at=after(it.started_at, it.duration_s)
+            it.stopped = Ended.by_code(
+                it.code, started_at=it.started_at, ended_at=after(it.started_at, it.duration_s)
             )
         return it.stopped
 
@@ -122,30 +126,15 @@ class FakeHost:
         it = self.get(run)
         if it.ignores_stop and signal != SIGKILL:
             return False
-        it.stopped = self._ended(it, None, signal, at=self.clock.now())
+        it.stopped = Ended.by_code(
+            128 + signal, started_at=it.started_at, ended_at=self.clock.now()
+        )
         it.changed.set()
         return True
 
     def forget(self, run: RunKey) -> None:
         """Drop `run`."""
         self._runs.pop(run, None)
-
-    @staticmethod
-    def _ended(it: _FakeRun, exit_code: int | None, signal: int | None, *, at: Instant) -> Ended:
-        if signal is not None:
-            reason, message = Reason.SIGNAL, f"ended by signal {signal}"
-        elif exit_code:
-            reason, message = Reason.EXIT_CODE, f"exit code {exit_code}"
-        else:
-            reason, message = Reason.NONE, ""
-        return Ended(
-            exit_code=exit_code,
-            signal=signal,
-            reason=reason,
-            message=message,
-            started_at=it.started_at,
-            ended_at=at,
-        )
 
 
 class FakeRuntime:

@@ -116,6 +116,12 @@ pipelines: Final = Table(
         postgresql_where=text("node_id <> '' AND status IN ('PENDING', 'RUNNING')"),
     ),
     Index(
+        "pipelines_unacknowledged",
+        "node_id",
+        sqlite_where=text("node_id <> '' AND status = 'PENDING' AND acknowledged_at IS NULL"),
+        postgresql_where=text("node_id <> '' AND status = 'PENDING' AND acknowledged_at IS NULL"),
+    ),
+    Index(
         "pipelines_cancelling",
         "node_id",
         sqlite_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
@@ -175,6 +181,21 @@ logs: Final = Table(
     Column("final_hash", LargeBinary),
     Column("created_at", BigInteger, nullable=False),
     PrimaryKeyConstraint("pipeline_id", "step", "attempt", "run"),
+)
+
+metric_journal: Final = Table(
+    "metric_journal",
+    metadata,
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("node_id", String(63), nullable=False),
+    Column("spool_id", String(64), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("report", LargeBinary, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+    Index("metric_journal_by_number", "node_id", "spool_id", "sequence"),
+    Index("metric_journal_by_time", "received_at"),
+    sqlite_autoincrement=True,
 )
 
 events: Final = Table(

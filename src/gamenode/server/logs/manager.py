@@ -6,7 +6,7 @@ Source: G2, G3.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,7 +28,14 @@ class Steps(Protocol):
         """
 
     async def is_finished(self, key: LogKey) -> bool:
-        """Return whether this try has ended, so that its log gets no more unless a length says so."""
+        """Return whether this try has ended: its log gets no more, unless a length says so."""
+
+
+class OnLive(Protocol):
+    """Is told whether somebody follows a step's log."""
+
+    def __call__(self, pipeline_id: str, step: str, *, live: bool) -> None:
+        """Have the node send each line at once, or no more. Must not block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +56,10 @@ class LogManager:
         streamer: LogStreamer,
         *,
         steps: Steps,
-        on_live: Callable[[str, str, bool], None],
+        on_live: OnLive,
         settings: ManagerSettings,
     ) -> None:
-        """Call `on_live(pipeline_id, step, live)` when the first follower comes or the last goes."""
+        """Call `on_live` when a step's first follower comes and when its last one goes."""
         self._service = service
         self._streamer = streamer
         self._steps = steps
@@ -68,16 +75,10 @@ class LogManager:
         """
         return await self._steps.log_key(pipeline_id, step, attempt)
 
-    async def start(self, key: LogKey, start: From) -> int:
-        """Return the offset, in bytes, at which a reading from `start` begins.
-
-        Raises:
-            GameNodeError: INVALID_REQUEST, `start` lies behind the end; INTERNAL, damage.
-        """
-        return await self._streamer.start(key, start)
-
-    async def read(self, key: LogKey, start: From, *, follow: bool) -> AsyncIterator[LogSlice]:
-        """Yield whole lines of a log as they are stored, those of all streams; `follow` waits for more.
+    async def read(
+        self, key: LogKey, start: From, *, follow: bool
+    ) -> AsyncGenerator[LogSlice, None]:
+        """Yield whole lines of a log as they are stored, of all streams; `follow` waits for more.
 
         The reader picks streams with `wire.cri`, so that offsets stay true. A reader that leaves
         early closes the generator.
@@ -94,9 +95,8 @@ class LogManager:
         step = (key.pipeline_id, key.step)
         self._enter(step)
         try:
-            async with aclosing(
-                self._streamer.follow(key, start, self._steps.is_finished)
-            ) as slices:
+            following = self._streamer.follow(key, start, self._steps.is_finished)
+            async with aclosing(following) as slices:
                 async for piece in slices:
                     yield piece
         finally:
@@ -119,10 +119,10 @@ class LogManager:
             )
         self._followers[step] += 1
         if self._followers[step] == 1:
-            self._on_live(*step, True)
+            self._on_live(*step, live=True)
 
     def _leave(self, step: tuple[str, str]) -> None:
         self._followers[step] -= 1
         if self._followers[step] == 0:
             del self._followers[step]
-            self._on_live(*step, False)
+            self._on_live(*step, live=False)

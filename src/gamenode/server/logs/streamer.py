@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -69,19 +69,7 @@ class LogStreamer:
         self._settings = settings
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="log-reader")
 
-    async def start(self, key: LogKey, start: From) -> int:
-        """Return the offset of the first line that a reading from `start` gives, or would give.
-
-        Raises:
-            GameNodeError: INVALID_REQUEST, `start` lies behind the end; INTERNAL, damage.
-        """
-        reader = self._files.reader(key)
-        try:
-            return await self._begin(reader, _length(await self._service.refresh(key)), start)
-        finally:
-            reader.close()
-
-    async def slices(self, key: LogKey, start: From) -> AsyncIterator[LogSlice]:
+    async def slices(self, key: LogKey, start: From) -> AsyncGenerator[LogSlice, None]:
         """Yield what is stored now.
 
         Raises:
@@ -98,7 +86,7 @@ class LogStreamer:
 
     async def follow(
         self, key: LogKey, start: From, is_finished: Callable[[LogKey], Awaitable[bool]]
-    ) -> AsyncIterator[LogSlice]:
+    ) -> AsyncGenerator[LogSlice, None]:
         """Yield what is stored, then what comes, each byte once and in order, until the log ends.
 
         It ends when it is complete; when `is_finished` says that the step has ended without giving
@@ -145,7 +133,7 @@ class LogStreamer:
 
     async def _pieces(
         self, reader: LogReader, offset: int, stored: StoredLog | None
-    ) -> AsyncIterator[LogSlice]:
+    ) -> AsyncGenerator[LogSlice, None]:
         length = _length(stored)
         while offset < length:
             at = offset
@@ -276,7 +264,7 @@ def _tail_start(reader: LogReader, length: int, lines: int, stream: LogStream | 
 
 
 def _counts(line: bytes, stream: LogStream | None, *, last: bool) -> bool:
-    """Return whether a stored line is a line to a reader: of its stream, and ended unless `last`."""
+    """Return whether a stored line counts as one: of its stream, and ended unless `last`."""
     _, line_stream, tag, *_ = [*line.split(b" ", 3), b"", b""]
     wanted = stream is None or line_stream == stream.encode()
     return wanted and (last or tag != b"P")

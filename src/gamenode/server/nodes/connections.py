@@ -16,6 +16,7 @@ from gamenode.domain.command import (
     Order,
     OrderAnswer,
     ServerWord,
+    Welcome,
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.node import HeartbeatResult, Session
@@ -42,6 +43,7 @@ class AgentConnection:
         self._sequence = 0
         self._asked: dict[int, asyncio.Future[OrderAnswer]] = {}
         self._closed: Closed | None = None
+        self._opened = False
 
     @property
     def node_id(self) -> str:
@@ -49,9 +51,14 @@ class AgentConnection:
         return self.session.node_id
 
     @property
-    def closed(self) -> bool:
-        """Return whether nothing more can be said."""
-        return self._closed is not None
+    def usable(self) -> bool:
+        """Return whether orders can be sent: the statement is reconciled, the stream stands."""
+        return self._opened and self._closed is None
+
+    def welcome(self, word: Welcome) -> None:
+        """Say that the statement is reconciled; before, nothing else may be sent (rule RL1)."""
+        self._say(word)
+        self._opened = True
 
     async def ask(self, order: Order, *, timeout_s: float) -> OrderAnswer:
         """Send an order and return the agent's answer.
@@ -60,7 +67,7 @@ class AgentConnection:
             GameNodeError: NODE_OFFLINE if the stream ends first; TIMEOUT. The agent may have taken
                 the order all the same; its next statement says so.
         """
-        if self._closed is not None:
+        if not self.usable:
             raise self._gone()
         self._sequence += 1
         sequence = self._sequence
@@ -90,7 +97,7 @@ class AgentConnection:
         if future is not None and not future.done():
             future.set_result(answer)
 
-    def say(self, word: HeartbeatResult | Acknowledged | FollowLog | ServerWord) -> None:
+    def say(self, word: HeartbeatResult | Acknowledged | FollowLog) -> None:
         """Say something that is not answered."""
         self._say(word)
 
@@ -191,9 +198,9 @@ class ConnectionManager:
         return list(self._nodes.items())
 
     def connection(self, node_id: str) -> AgentConnection | None:
-        """Return the stream of a node, if it stands."""
+        """Return the stream of a node, if it can be used."""
         known = self._nodes.get(node_id)
-        if known is None or known.connection is None or known.connection.closed:
+        if known is None or known.connection is None or not known.connection.usable:
             return None
         return known.connection
 

@@ -87,7 +87,8 @@ class NodeManager:
             GameNodeError: CONFLICT if another host speaks for this node id right now.
         """
         node_id = registration.node_id
-        standing = self._connections.connection(node_id)
+        heard = self._connections.get(node_id)
+        standing = heard.connection if heard is not None else None
         if (
             standing is not None
             and registration.boot_id
@@ -200,7 +201,7 @@ class NodeManager:
             await self._set_offline(node, f"goodbye: {reason}" if reason else "goodbye")
 
     def connection(self, node_id: str) -> AgentConnection | None:
-        """Return the stream of a node, if it stands."""
+        """Return the stream of a node, if orders can be sent on it."""
         return self._connections.connection(node_id)
 
     def close_all(self, closed: Closed) -> None:
@@ -320,14 +321,9 @@ class NodeManager:
     async def _set_online(self, node: Node, cause: str) -> None:
         now = self._clock.now()
         known = self._connections.get(node.id)
-        await self._service.set_online(
-            node.id,
-            epoch=node.session_epoch,
-            online=True,
-            cause=cause,
-            link=Link.CONNECTED if self.connection(node.id) else Link.LOST,
-            now=now,
-        )
+        link = Link.CONNECTED if known is not None and known.connection else Link.LOST
+        if not await self._flip(node, online=True, cause=cause, link=link, now=now):
+            return
         if known is not None:
             known.online = True
         self._patch(node.id, online=True, online_since=now)
@@ -337,14 +333,8 @@ class NodeManager:
         known = self._connections.get(node.id)
         heard_before_s = known.heard_s if known is not None else None
         now = self._clock.now()
-        await self._service.set_online(
-            node.id,
-            epoch=node.session_epoch,
-            online=False,
-            cause=cause,
-            link=Link.LOST,
-            now=now,
-        )
+        if not await self._flip(node, online=False, cause=cause, link=Link.LOST, now=now):
+            return
         if known is not None:
             known.online = False
             known.broken_s = None
@@ -360,6 +350,23 @@ class NodeManager:
         if known is not None and known.heard_s != heard_before_s:
             # It was heard while that was being written down.
             await self._set_online(self._nodes[node.id], "heartbeat")
+
+    async def _flip(
+        self, node: Node, *, online: bool, cause: str, link: Link, now: Instant
+    ) -> bool:
+        """Write a flip down; where that fails it is tried again at the next sign or judgement."""
+        try:
+            await self._service.set_online(
+                node.id, epoch=node.session_epoch, online=online, cause=cause, link=link, now=now
+            )
+        except GameNodeError as error:
+            _log.warning(
+                "a node's flip was not written down: %s",
+                error,
+                extra={"event": "node.flip_unwritten", "node_id": node.id},
+            )
+            return False
+        return True
 
     async def _set_link(self, connection: AgentConnection, link: Link, cause: str) -> None:
         now: Instant = self._clock.now()

@@ -64,7 +64,8 @@ class TaskDispatcher:
         self._supervisor = Supervisor()
         self._wake = Wake()
         self._not_before_s: dict[str, float] = {}
-        self._cancels_on_their_way: set[Dispatch] = set()
+        self._sending: set[Dispatch] = set()
+        self._cancelling: set[Dispatch] = set()
 
     def wake(self) -> None:
         """Look again: something waits, or something can take work."""
@@ -76,6 +77,7 @@ class TaskDispatcher:
             await self._wake.wait(self._settings.sweep_interval_s)
             if await self._place_queued():
                 self._wake.ring()
+            await self._send_unacknowledged()
             await self._send_cancels()
 
     async def close(self) -> None:
@@ -88,7 +90,8 @@ class TaskDispatcher:
         Without a stream nothing happens now: the pipeline is sent again, or found, when the node's
         next statement is reconciled.
         """
-        if self._nodes.connection(node_id) is not None:
+        if self._nodes.connection(node_id) is not None and order.dispatch not in self._sending:
+            self._sending.add(order.dispatch)
             name = f"execute {order.dispatch.pipeline_id}"
             _ = self._supervisor.start(name, self._execute(node_id, order))
 
@@ -136,33 +139,47 @@ class TaskDispatcher:
         return True
 
     async def _execute(self, node_id: str, order: ExecuteOrder) -> None:
-        answer = await self._ask(node_id, order)
-        if answer is None:
-            return
-        now = self._clock.now()
-        if answer.outcome is not OrderOutcome.REFUSED:
-            await self._service.acknowledge(order.dispatch, now=now)
-        elif answer.reason in _PASSING:
-            pipeline_id = order.dispatch.pipeline_id
-            self._not_before_s[pipeline_id] = (
-                self._clock.monotonic_s() + self._settings.refused_wait_s
-            )
-            await self._service.requeue(order.dispatch, f"node {node_id}: {answer.message}")
-        else:
-            try:
-                reason = Reason(answer.reason)
-            except ValueError:
-                reason = Reason.REFUSED
-            await self._service.fail(order.dispatch, reason, answer.message, now=now)
+        try:
+            answer = await self._ask(node_id, order)
+            if answer is None:
+                return
+            now = self._clock.now()
+            if answer.outcome is not OrderOutcome.REFUSED:
+                await self._service.acknowledge(order.dispatch, now=now)
+            elif answer.reason in _PASSING:
+                pipeline_id = order.dispatch.pipeline_id
+                self._not_before_s[pipeline_id] = (
+                    self._clock.monotonic_s() + self._settings.refused_wait_s
+                )
+                await self._service.requeue(order.dispatch, f"node {node_id}: {answer.message}")
+            else:
+                try:
+                    reason = Reason(answer.reason)
+                except ValueError:
+                    reason = Reason.REFUSED
+                await self._service.fail(order.dispatch, reason, answer.message, now=now)
+        finally:
+            self._sending.discard(order.dispatch)
+
+    async def _send_unacknowledged(self) -> None:
+        """Send again what was bound while its node's stream was not open yet.
+
+        Harmless where the agent has it: it answers that it is a repeat. What its journal may have
+        forgotten is settled when its statement is reconciled, before the stream opens.
+        """
+        bound = await self._service.unacknowledged(self._settings.batch_max)
+        for node_id, dispatch in bound:
+            if dispatch not in self._sending and self._nodes.connection(node_id) is not None:
+                self.send(node_id, await self._service.order(dispatch))
 
     async def _send_cancels(self) -> None:
         wanted: Sequence[Cancelling] = await self._service.cancelling(self._settings.batch_max)
         for cancelling in wanted:
-            if cancelling.dispatch in self._cancels_on_their_way:
+            if cancelling.dispatch in self._cancelling:
                 continue
             if self._nodes.connection(cancelling.node_id) is None:
                 continue  # it is told when it is back
-            self._cancels_on_their_way.add(cancelling.dispatch)
+            self._cancelling.add(cancelling.dispatch)
             name = f"cancel {cancelling.dispatch.pipeline_id}"
             _ = self._supervisor.start(name, self._cancel(cancelling))
 
@@ -178,7 +195,7 @@ class TaskDispatcher:
             if await self._ask(cancelling.node_id, order) is not None:
                 await self._service.acknowledge_cancel(cancelling.dispatch, now=self._clock.now())
         finally:
-            self._cancels_on_their_way.discard(cancelling.dispatch)
+            self._cancelling.discard(cancelling.dispatch)
 
     async def _ask(self, node_id: str, order: ExecuteOrder | CancelOrder) -> OrderAnswer | None:
         connection = self._nodes.connection(node_id)

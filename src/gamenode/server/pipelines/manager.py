@@ -42,8 +42,6 @@ from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.service import GamePipelineGRPCService, Prepared
 from gamenode.wire.pipeline_file import parse_pipeline, resolve
 
-_REPORTS_MAX = 1000
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSettings:
@@ -51,6 +49,8 @@ class PipelineSettings:
 
     wait_s_max: float = 60.0
     """The longest that one request may wait for an end."""
+    log_owners_max: int = 10_000
+    """How many logs are remembered as rightly written to; then all are asked for anew."""
 
 
 class PipelineManager:
@@ -77,6 +77,7 @@ class PipelineManager:
         self._clock = clock
         self._ids = ids
         self._settings = settings
+        self._log_owners: set[tuple[LogKey, str]] = set()
 
     async def create(self, request: NewPipeline, *, by: Actor) -> Pipeline:
         """Create a pipeline; durable on return, and on its way to a node (F1).
@@ -132,40 +133,65 @@ class PipelineManager:
             )
         )[0]
 
+    async def check_log_owner(self, key: LogKey, node_id: str) -> None:
+        """Check that a node may write this log: it was granted the try (P15).
+
+        Raises:
+            GameNodeError: PERMISSION_DENIED.
+        """
+        owned = (key, node_id)
+        if owned in self._log_owners:
+            return
+        if not await self._service.is_granted(key, node_id):
+            raise GameNodeError(
+                ErrorCode.PERMISSION_DENIED,
+                f"node {node_id} was not granted try {key.attempt} of step {key.step}",
+            )
+        if len(self._log_owners) >= self._settings.log_owners_max:
+            self._log_owners.clear()
+        self._log_owners.add(owned)
+
     async def node_of(self, pipeline_id: str) -> str:
         """Return the node that a pipeline is bound to; empty before a dispatch."""
         return (await self._service.get(pipeline_id)).node_id
 
     async def hear(self, connection: AgentConnection, reports: Sequence[NumberedReport]) -> None:
         """Take what an agent reports on its stream, and acknowledge it once it is on disk."""
-        for start in range(0, len(reports), _REPORTS_MAX):
-            batch = reports[start : start + _REPORTS_MAX]
-            results = await self._service.apply(
-                [numbered.report for numbered in batch],
-                node_id=connection.node_id,
-                session=connection.session,
-                now=self._clock.now(),
-            )
-            connection.say(
-                Acknowledged(
-                    results=tuple(
-                        (numbered.sequence, result)
-                        for numbered, result in zip(batch, results, strict=True)
-                    )
-                )
-            )
+        connection.say(await self._apply(connection, reports))
 
     async def reconcile(self, connection: AgentConnection, statement: Statement) -> None:
-        """Agree with an agent again: its reports first, then who must end, start or is lost (RL1)."""
-        await self.hear(connection, [report for held in statement.held for report in held.reports])
+        """Agree with an agent again: its reports first, then who must end, start or is lost.
+
+        Source: RL1.
+        """
+        acknowledged = await self._apply(
+            connection, [report for held in statement.held for report in held.reports]
+        )
         bound = await self._service.bound(connection.node_id)
         actions = reconcile(bound, statement.held)
-        connection.say(Welcome(unwanted=actions.unwanted))
+        connection.welcome(Welcome(unwanted=actions.unwanted))
+        connection.say(acknowledged)
         for dispatch in actions.lost:
             await self._lose(connection.node_id, dispatch)
         for dispatch in actions.resend:
             self._dispatcher.send(connection.node_id, await self._service.order(dispatch))
         self._dispatcher.wake()
+
+    async def _apply(
+        self, connection: AgentConnection, reports: Sequence[NumberedReport]
+    ) -> Acknowledged:
+        results = await self._service.apply(
+            [numbered.report for numbered in reports],
+            node_id=connection.node_id,
+            session=connection.session,
+            now=self._clock.now(),
+        )
+        return Acknowledged(
+            results=tuple(
+                (numbered.sequence, result)
+                for numbered, result in zip(reports, results, strict=True)
+            )
+        )
 
     async def _lose(self, node_id: str, dispatch: Dispatch) -> None:
         await self._service.fail(

@@ -116,6 +116,10 @@ class GamePipelineGRPCService:
 
         return await self._db.read(read)
 
+    async def unacknowledged(self, limit: int) -> Sequence[tuple[str, Dispatch]]:
+        """Return what was bound to a node that has not said that it took it: (node, dispatch)."""
+        return await self._db.read(lambda conn: store.unacknowledged(conn, limit))
+
     async def cancelling(self, limit: int) -> Sequence[Cancelling]:
         """Return whose end is wanted, while its node has not said that it knows."""
         return await self._db.read(lambda conn: store.cancelling(conn, limit))
@@ -136,6 +140,10 @@ class GamePipelineGRPCService:
             ]
 
         return await self._db.read(read)
+
+    async def is_granted(self, key: LogKey, node_id: str) -> bool:
+        """Return whether a node was granted this try."""
+        return await self._db.read(lambda conn: store.is_granted(conn, key, node_id))
 
     async def order(self, dispatch: Dispatch) -> ExecuteOrder:
         """Return the order of a dispatch, as it was granted."""

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.command import Dispatch
+from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
     TERMINAL,
     Pipeline,
@@ -201,6 +202,20 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
     ]
 
 
+def unacknowledged(conn: Connection, limit: int) -> list[tuple[str, Dispatch]]:
+    """Return what was bound to a node that has not said that it took it: (node, dispatch)."""
+    rows = conn.execute(
+        select(_pipelines.id, _pipelines.attempt, _pipelines.node_id)
+        .where(
+            _pipelines.node_id != "",
+            _pipelines.status == Status.PENDING,
+            _pipelines.acknowledged_at.is_(None),
+        )
+        .limit(limit)
+    )
+    return [(row.node_id, Dispatch(row.id, row.attempt)) for row in rows]
+
+
 def cancelling(conn: Connection, limit: int) -> list[Cancelling]:
     """Return whose end is wanted, while its node has not said that it knows."""
     rows = conn.execute(
@@ -227,6 +242,24 @@ def cancelling(conn: Connection, limit: int) -> list[Cancelling]:
         )
         for row in rows
     ]
+
+
+def is_granted(conn: Connection, key: LogKey, node_id: str) -> bool:
+    """Return whether a pipeline's present dispatch lets a node make this try."""
+    return bool(
+        conn.scalar(
+            select(
+                exists().where(
+                    _pipelines.id == key.pipeline_id,
+                    _pipelines.node_id == node_id,
+                    _steps.pipeline_id == key.pipeline_id,
+                    _steps.name == key.step,
+                    _steps.granted_from <= key.attempt,
+                    _steps.granted_to >= key.attempt,
+                )
+            )
+        )
+    )
 
 
 def lock(conn: Connection, pipeline_id: str) -> Row[Any] | None:
