@@ -28,7 +28,7 @@ from gamenode.domain.selector import Selector
 from gamenode.lib.clock import Instant
 from gamenode.server.api.app import ApiSettings, create_api
 from gamenode.server.api.guard import local_admin
-from gamenode.server.api.nouns import Nouns
+from gamenode.server.api.nouns import EventLog, Nouns
 from gamenode.server.logs.streamer import From
 
 NOW = Instant(1_795_557_600_123_456_789)  # 2026-11-24T22:00:00.123456789Z
@@ -373,6 +373,7 @@ class Api:
         self,
         settings: ApiSettings = ApiSettings(),  # noqa: B008 - frozen
         authenticate: Callable[[Request], Actor] = local_admin,
+        events: EventLog | None = None,
     ) -> None:
         self.pipelines = MemoryPipelines()
         self.nodes = MemoryNodes()
@@ -385,7 +386,7 @@ class Api:
                 pipeline_service=self.pipelines,
                 nodes=self.nodes,
                 logs=self.logs,
-                events=self.events,
+                events=events or self.events,
                 why_not_ready=lambda: self.not_ready,
             ),
             settings=settings,

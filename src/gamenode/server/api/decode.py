@@ -18,6 +18,7 @@ from gamenode.domain.errors import ErrorCode, GameNodeError, Violation, invalid
 
 QUERY_FIELDS_MAX: Final = 100
 KEY_LENGTH_MAX: Final = 128
+_NAME_LENGTH_MAX: Final = 64
 
 T = TypeVar("T")
 
@@ -100,7 +101,8 @@ class QueryReader(Generic[T]):
 
     def _add(self, values: dict[str, str | list[str]], name: str, value: str) -> None:
         if name not in self._known.fields:
-            raise invalid(name, "is no parameter of this route", advice=self._known.nearest(name))
+            advice = self._known.nearest(name)
+            raise invalid(_shown(name), "is no parameter of this route", advice=advice)
         if "\0" in value:
             raise invalid(name, "has a NUL character in it")
         if not value:
@@ -213,13 +215,12 @@ class _Known:
         message, _, place = str(error).partition(" - at `")
         path = place.rpartition("$")[2].rstrip("`").lstrip(".")
         if match := _UNKNOWN.fullmatch(message):
+            advice = "" if path else self.nearest(match[1])
             return Violation(
-                field=f"{path}.{match[1]}" if path else match[1],
-                reason="is not known",
-                advice="" if path else self.nearest(match[1]),
+                field=_join(path, _shown(match[1])), reason="is not known", advice=advice
             )
         if match := _MISSING.fullmatch(message):
-            return Violation(field=f"{path}.{match[1]}" if path else match[1], reason="is missing")
+            return Violation(field=_join(path, match[1]), reason="is missing")
         advice = ""
         if message.startswith("Invalid enum value"):
             advice = f"one of {', '.join(self._values.get(path.partition('[')[0], ()))}"
@@ -232,6 +233,15 @@ class _Known:
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _BYTE: Final = re.compile(r"(.*) \(byte (\d+)\)")
+
+
+def _shown(name: str) -> str:
+    """Return a name that a stranger chose so that it can stand in an answer."""
+    return name[:_NAME_LENGTH_MAX] if name and name.isprintable() else repr(name[:_NAME_LENGTH_MAX])
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _is_list(type_: object) -> bool:

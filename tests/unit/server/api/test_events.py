@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from tests.support.api_fakes import Api, make_event, pipeline_id
@@ -164,12 +163,9 @@ async def test_a_burst_is_sent_whole_in_few_writes() -> None:
     async with opened(api.app, "GET", EVENTS, headers=SSE) as stream:
         await stream.next()
         await until(lambda: api.events.readers == 1)
-        began = time.perf_counter()
         await api.events.append(*(make_event(number) for number in range(1, 2001)))
         writes, seen = 0, b""
         while b"id: 2000\n" not in seen:
             seen = await stream.next() or b""
             writes += 1
-        took_s = time.perf_counter() - began
     assert writes <= 3
-    assert took_s < 0.5
