@@ -58,6 +58,8 @@ class Program(Group):
             return error.exit_code
         except Exception as error:  # noqa: BLE001 - the edge of the program
             return _fail(invocation, args, error)
+        finally:
+            invocation.close()
         return result if isinstance(result, int) else 0
 
 
