@@ -20,7 +20,10 @@ _STEPS_MAX: Final = 4096
 _READ_MAX: Final = 256
 
 _ONE_CHARACTER: Final = re.compile(
-    r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\[^0-9A-Za-z]|\\[dDsSwWnrt]|[^\\()\[\]{}*+?|^$]", re.DOTALL
+    # In brackets, what Python means to give another meaning some day is left out.
+    r"\[\^?\]?(?:\\.|(?!--|&&|~~|\|\|)[^\[\]\\])*\]"
+    r"|\\[^0-9A-Za-z]|\\[dDsSwWnrt]|[^\\()\[\]{}*+?|^$]",
+    re.DOTALL,
 )
 _TIMES: Final = re.compile(r"[*+?]|\{([0-9]{1,3})(,)?([0-9]{1,3})?\}")
 

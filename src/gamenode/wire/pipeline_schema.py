@@ -124,7 +124,7 @@ class _Protocol(StrEnum):
     SCTP = "sctp"
 
 
-_VOLUME: Final = ByKind[str](
+_VOLUME: Final[ByKind[str]] = ByKind(
     scalar=_text("volumes"),
     mapping=Record(
         what="a volume",
@@ -138,7 +138,7 @@ _VOLUME: Final = ByKind[str](
     ),
 )
 
-_PORT: Final = ByKind[str](
+_PORT: Final[ByKind[str]] = ByKind(
     scalar=_text("ports", normal=normal_port),
     mapping=Record(
         what="a port",
@@ -172,10 +172,10 @@ def _ulimits(by_name: Mapping[str, _Limits]) -> tuple[Ulimit, ...]:
 
 
 _LIMIT: Final = Integer(least=-1, most=_INT64_MAX)
-_ULIMITS: Final = Mapped[tuple[Ulimit, ...]](
+_ULIMITS: Final[Mapped[tuple[Ulimit, ...]]] = Mapped(
     MapOf(
         key=_ULIMIT,
-        value=ByKind[_Limits](
+        value=ByKind(
             scalar=Mapped(_LIMIT, lambda both: _Limits(soft=both, hard=both)),
             mapping=Record(
                 what="a limit",
@@ -202,7 +202,7 @@ def _healthcheck(values: dict[str, Any], complain: Complain) -> Healthcheck | No
     return check
 
 
-_HEALTHCHECK: Final = Record[Healthcheck](
+_HEALTHCHECK: Final[Record[Healthcheck]] = Record(
     what="a healthcheck",
     keys={
         "test": Key(
@@ -254,7 +254,7 @@ class _Count(Shape[int]):
         return {"anyOf": [{"const": "all"}, self.number.json_schema()]}
 
 
-_RESERVED_DEVICE: Final = Record[DeviceReservation](
+_RESERVED_DEVICE: Final[Record[DeviceReservation]] = Record(
     what="a device",
     keys={
         "capabilities": Key(
@@ -279,17 +279,17 @@ def _deploy(values: dict[str, Any], _: Complain) -> dict[str, Any]:
     return merged
 
 
-_DEPLOY: Final = Record[dict[str, Any]](
+_DEPLOY: Final[Record[dict[str, Any]]] = Record(
     what="deploy",
     keys={
         "resources": Key(
             doc="What the container may use.",
-            shape=Record[dict[str, Any]](
+            shape=Record(
                 what="resources",
                 keys={
                     "limits": Key(
                         doc="What it may use at most.",
-                        shape=Record[dict[str, Any]](
+                        shape=Record(
                             what="limits",
                             keys={
                                 "cpus": Key(shape=PositiveNumber(), doc="Processors."),
@@ -301,7 +301,7 @@ _DEPLOY: Final = Record[dict[str, Any]](
                     ),
                     "reservations": Key(
                         doc="What is kept for it.",
-                        shape=Record[dict[str, Any]](
+                        shape=Record(
                             what="reservations",
                             keys={
                                 "memory": Key(
@@ -402,7 +402,7 @@ class _Scripts:
 
 _WORDS: Final = Words(ListOf(item=_ANY_TEXT, count_max=ITEMS_MAX))
 
-_CONTAINER: Final = Record[ContainerSpec](
+_CONTAINER: Final[Record[ContainerSpec]] = Record(
     what="a container",
     keys={
         "image": Key(shape=_text("image"), doc="The image. The process runtime ignores it."),
@@ -422,9 +422,7 @@ _CONTAINER: Final = Record[ContainerSpec](
             shape=ListOf(item=_VOLUME, count_max=ITEMS_MAX), doc="source:target[:mode]."
         ),
         "tmpfs": Key(
-            shape=ByKind[tuple[str, ...]](
-                scalar=Mapped(_text("tmpfs"), lambda one: (one,)), items=_texts("tmpfs")
-            ),
+            shape=ByKind(scalar=Mapped(_text("tmpfs"), lambda one: (one,)), items=_texts("tmpfs")),
             doc="Memory file systems.",
         ),
         "ports": Key(
@@ -459,7 +457,7 @@ _CONTAINER: Final = Record[ContainerSpec](
     build=_container,
 )
 
-_RETRIES: Final = Record[Retries](
+_RETRIES: Final[Record[Retries]] = Record(
     what="retries",
     keys={
         "max": Key(shape=Integer(least=0, most=RETRIES_MAX), doc="How often.", required=True),
@@ -472,7 +470,7 @@ _RETRIES: Final = Record[Retries](
     build=_into(Retries),
 )
 
-_STEP: Final = Record[StepSpec](
+_STEP: Final[Record[StepSpec]] = Record(
     what="a step",
     keys={
         "name": Key(
@@ -531,7 +529,7 @@ def name_of(node: Node) -> str | None:
 
 _DESCRIPTION: Final = Text(length_max=DESCRIPTION_LENGTH_MAX)
 
-_ARG: Final = ByKind[ArgSpec](
+_ARG: Final[ByKind[ArgSpec]] = ByKind(
     scalar=Mapped(Text(form=_NAME), lambda name: ArgSpec(name=name)),
     mapping=Record(
         what="an arg",
@@ -570,7 +568,7 @@ def _placement(values: dict[str, Any], complain: Complain) -> Placement | None:
     return placement
 
 
-_PLACEMENT: Final = Record[Placement](
+_PLACEMENT: Final[Record[Placement]] = Record(
     what="a placement",
     keys={
         "node": Key(
@@ -592,7 +590,7 @@ def _printable(text: str) -> bool:
     return text.isprintable() and bool(text.strip())
 
 
-PIPELINE: Final = Record[PipelineSpec](
+PIPELINE: Final[Record[PipelineSpec]] = Record(
     what="a pipeline",
     keys={
         "name": Key(
