@@ -61,9 +61,7 @@ class Program:
         for stream in streams:
             stream.terminal = self.terminal
         stdout, stderr = streams
-        invocation = Invocation(
-            settings=self.settings, environ=self._environ(), sleep=self.sleep
-        )
+        invocation = Invocation(settings=self.settings, environ=self._environ(), sleep=self.sleep)
         with (
             patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin))),
             patch.object(sys, "stdout", stdout),
