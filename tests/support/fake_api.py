@@ -115,66 +115,70 @@ def fake_api() -> Iterator[FakeApi]:
         api.stop()
 
 
+class _Exchange(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as it is called
+        """Be quiet."""
+
+    def _answer(self) -> None:
+        parts = urlsplit(self.path)
+        length = int(self.headers.get("Content-Length", "0"))
+        seen = Seen(
+            self.command,
+            parts.path,
+            dict(parse_qsl(parts.query)),
+            {name.lower(): value for name, value in self.headers.items()},
+            self.rfile.read(length),
+        )
+        try:
+            self._send(self.server.api.answer(seen))
+        except Cut:
+            self.close_connection = True
+
+    def _send(self, reply: Reply) -> None:
+        body = reply.body
+        if isinstance(body, Iterator):
+            self._send_head(reply, {"Transfer-Encoding": "chunked"})
+            for piece in body:
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                self.wfile.flush()
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self._send_head(
+            reply, {"Content-Type": "application/json", "Content-Length": str(len(content))}
+        )
+        self.wfile.write(content)
+
+    def _send_head(self, reply: Reply, headers: Mapping[str, str]) -> None:
+        self.send_response(reply.status)
+        for name, value in {**headers, **reply.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+
+    def __init__(self, api: FakeApi, port: int) -> None:
+        self.api = api
+        super().__init__(("127.0.0.1", port), _Exchange)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: readers that leave are part of the tests."""
 
 
 def _start(api: FakeApi, port: int) -> _Server:
-    class Exchange(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_GET(self) -> None:
-            self._answer()
-
-        def do_POST(self) -> None:
-            self._answer()
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as it is called
-            """Be quiet."""
-
-        def _answer(self) -> None:
-            parts = urlsplit(self.path)
-            length = int(self.headers.get("Content-Length", "0"))
-            seen = Seen(
-                self.command,
-                parts.path,
-                dict(parse_qsl(parts.query)),
-                {name.lower(): value for name, value in self.headers.items()},
-                self.rfile.read(length),
-            )
-            try:
-                self._send(api.answer(seen))
-            except Cut:
-                self.close_connection = True
-
-        def _send(self, reply: Reply) -> None:
-            body = reply.body
-            headers = dict(reply.headers)
-            pieces: Iterable[bytes] | None = None
-            if isinstance(body, Iterator):
-                pieces = body
-                headers["Transfer-Encoding"] = "chunked"
-            else:
-                content = body if isinstance(body, bytes) else json.dumps(body).encode()
-                headers.setdefault("Content-Type", "application/json")
-                headers["Content-Length"] = str(len(content))
-            self.send_response(reply.status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if pieces is None:
-                self.wfile.write(content)
-                return
-            for piece in pieces:
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-                self.wfile.flush()
-            self.wfile.write(b"0\r\n\r\n")
-
-    server = _Server(("127.0.0.1", port), Exchange)
+    server = _Server(api, port)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server

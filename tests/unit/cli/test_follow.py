@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.bodies import PIPELINE_ID, page, pipeline, step
+from tests.support.fake_api import Cut, FakeApi, Reply, Seen, fake_api, problem
+from tests.support.program import FAST, Program
 
 from gamenode.domain.log import LogStream
 from gamenode.lib.clock import Instant
 from gamenode.wire import cri
-from tests.support.bodies import PIPELINE_ID, page, pipeline, step
-from tests.support.fake_api import Cut, FakeApi, Reply, Seen, fake_api, problem
-from tests.support.program import FAST, Program
 
 SRC = Path(__file__).parents[3] / "src"
 AT = Instant(1_795_557_501_123_456_789)
@@ -45,7 +45,7 @@ class Server:
         """How many bytes of a log each of the next readings brings before it breaks off."""
         self.piece_bytes = 1 << 20
         api.on("GET", f"/pipelines/{PIPELINE_ID}", self._show)
-        api.on("POST", "/pipelines", lambda seen: Reply(self.pipeline, 201))
+        api.on("POST", "/pipelines", lambda _seen: Reply(self.pipeline, 201))
         api.on("GET", f"/pipelines/{PIPELINE_ID}/steps/.*/logs", self._log)
 
     def end(self, status: str, *steps: dict[str, Any], **members: Any) -> None:
@@ -103,7 +103,7 @@ def test_run_writes_each_step_s_log_in_order_and_exits_0_when_completed(
 
 
 def test_run_follows_a_step_from_its_start_to_the_pipeline_s_end(server: Server, file: str) -> None:
-    states = iter(
+    states: Iterator[Callable[[], None]] = iter(
         [
             lambda: server.end("PENDING", step(), waiting=[{"reason": "no node", "nodes": []}]),
             lambda: server.end("RUNNING", step(status="RUNNING")),

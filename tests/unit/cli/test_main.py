@@ -13,14 +13,14 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from tests.support.bodies import PIPELINE_ID, event, node, page, pipeline, step
+from tests.support.fake_api import FakeApi, Reply, fake_api, problem
+from tests.support.program import Program
 
 from gamenode.cli.command import FORMATS, Command, Group
 from gamenode.cli.main import cli
 from gamenode.domain.errors import ErrorCode
 from gamenode.wire.errors import OUTWARD
-from tests.support.bodies import PIPELINE_ID, event, node, page, pipeline, step
-from tests.support.fake_api import FakeApi, Reply, fake_api, problem
-from tests.support.program import Program
 
 SRC = Path(__file__).parents[3] / "src"
 
@@ -210,6 +210,18 @@ def test_places_in_a_file_are_listed_as_editors_read_them(api: FakeApi, tmp_path
         f"{file}:3:5: steps[0].container.imag: is not known (did you mean image?)",
         "args.PORT: missing",
     ]
+
+
+def test_a_detail_that_repeats_the_message_is_not_listed_again(api: FakeApi) -> None:
+    detail = {"field": "type", "line": None, "reason": "is no type", "advice": "did you mean x?"}
+    refused = problem(
+        "INVALID_REQUEST", 400, "type: is no type", details=[detail], hint=detail["advice"]
+    )
+    api.on("GET", "/events", refused)
+    result = Program(api.url)("events")
+    assert result.stderr == (
+        "error: INVALID_REQUEST: type: is no type\nhint: did you mean x?\n"
+    )
 
 
 def test_a_fault_of_ours_is_an_error_with_a_number_and_no_traceback(api: FakeApi) -> None:

@@ -7,13 +7,13 @@ import io
 from collections.abc import Iterator, Mapping
 
 import pytest
+from tests.support.bodies import PIPELINE_ID, event, node, page, pipeline, step
+from tests.support.fake_api import Cut, FakeApi, Reply, Seen, fake_api, problem
+from tests.support.program import Program
 
 from gamenode.cli.output import age, span
 from gamenode.domain.quantity import parse_time
 from gamenode.lib.clock import Instant
-from tests.support.bodies import PIPELINE_ID, event, node, page, pipeline, step
-from tests.support.fake_api import Cut, FakeApi, Reply, Seen, fake_api, problem
-from tests.support.program import Program
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_a_problem_inside_a_stream_of_events_ends_it(api: FakeApi) -> None:
 
 
 def test_api_prints_the_answer_as_it_is(api: FakeApi) -> None:
-    api.on("POST", "/things", lambda seen: Reply(b'{"a":1}\n', 201, {"X-Body": "1"}))
+    api.on("POST", "/things", lambda _seen: Reply(b'{"a":1}\n', 201, {"X-Body": "1"}))
     result = Program(api.url)("api", "post", "things?x=1", "-d", "{}", "-H", "If-Match=e")
     assert (result.exit_code, result.stdout) == (0, b'{"a":1}\n')
     [seen] = api.requests("POST", "/things")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from tests.support.program import Program
 
 from gamenode.cli.target import (
     URL_DEFAULT,
@@ -18,7 +19,6 @@ from gamenode.cli.target import (
     choose_target,
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from tests.support.program import Program
 
 A, B = "http://a.example:1", "http://b.example:2"
 
