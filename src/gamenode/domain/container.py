@@ -24,11 +24,17 @@ class Form:
     accepts: Callable[[str], bool] = lambda _: True
     """What the pattern cannot say."""
 
+    def fits(self, text: str) -> bool:
+        """Return whether `text` is one."""
+        return bool(re.fullmatch(self.pattern, text, re.ASCII)) and self.accepts(text)
+
+    def refusal(self, text: str) -> tuple[str, str]:
+        """Return what is wrong with a `text` that does not fit, and advice."""
+        return f"{shown(text)} is not {self.what}", f"write {self.what} such as {self.example}"
+
     def problem(self, text: str) -> tuple[str, str] | None:
         """Return what is wrong with `text`, and advice; or None."""
-        if re.fullmatch(self.pattern, text, re.ASCII) and self.accepts(text):
-            return None
-        return f"{shown(text)} is not {self.what}", f"write {self.what} such as {self.example}"
+        return None if self.fits(text) else self.refusal(text)
 
 
 _SHOWN_MAX: Final = 80

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from typing import Final, cast
 
+from gamenode.domain.container import text_problem
 from gamenode.domain.errors import ErrorCode, GameNodeError, Violation
 from gamenode.domain.pipeline import ContainerSpec
 
@@ -21,6 +22,7 @@ NAME_PATTERN: Final = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 """The name of an arg or an env: an identifier, so that it can be a variable of a shell too."""
 
 _TEMPLATE: Final = re.compile(r"\$\{\{(?P<inside>[^{}]{0,200})\}\}")
+_FIELD: Final = "container."
 _INSIDE: Final = re.compile(rf"\s*(?P<namespace>\w+)\.(?P<name>{NAME_PATTERN})\s*", re.ASCII)
 
 
@@ -95,39 +97,48 @@ def fill_container(container: ContainerSpec, envs: Mapping[str, str]) -> Contain
     Shell text needs no care here: it holds variables, whose values stand in `environment`.
 
     Raises:
-        GameNodeError: INVALID_REQUEST, with a violation for each name that `envs` lacks.
+        GameNodeError: INVALID_REQUEST, with a violation for each name that `envs` lacks, and for
+            each text that is wrong once it is filled.
     """
     missing: dict[str, Violation] = {}
+    wrong: list[Violation] = []
     values = {Namespace.ENVS: envs}
 
     def filled(path: str, text: str) -> str:
-        absent = [
-            found.name
-            for found in find(text)
-            if isinstance(found, Template)
-            and found.namespace is Namespace.ENVS
-            and found.name not in envs
-        ]
+        absent = [name for name in _env_names(text) if name not in envs]
         for name in absent:
-            missing.setdefault(
-                name,
-                Violation(
-                    field=f"container.{path}",
-                    reason=f"the node has no env {name}",
-                    advice=f"define {name} in the agent's configuration, or pass -e {name}=…",
-                ),
-            )
-        return text if absent else fill(text, values)
+            missing.setdefault(name, _missing(path, name))
+        if absent:
+            return text
+        result = fill(text, values)
+        if result is not text and (problem := text_problem(path, result)):
+            wrong.append(Violation(field=_FIELD + path, reason=problem[0], advice=problem[1]))
+        return result
 
     changed = map_texts(container, filled)
-    if missing:
+    if violations := [*missing.values(), *wrong]:
+        first = violations[0]
         raise GameNodeError(
             ErrorCode.INVALID_REQUEST,
-            f"this node has no env {', '.join(missing)}",
-            violations=list(missing.values()),
-            hint=next(iter(missing.values())).advice,
+            f"{first.field}: {first.reason}",
+            violations=violations,
+            hint=first.advice,
         )
     return changed
+
+
+def _env_names(text: str) -> Iterator[str]:
+    for found in find(text):
+        if isinstance(found, Template) and found.namespace is Namespace.ENVS:
+            yield found.name
+
+
+def _missing(path: str, name: str) -> Violation:
+    return Violation(
+        field=_FIELD + path,
+        reason=f"the node has no env {name}",
+        advice=f"define {name} in the agent's configuration, or pass -e {name}=…",
+    )
 
 
 def _read(match: re.Match[str]) -> Found:

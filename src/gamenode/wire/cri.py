@@ -146,11 +146,12 @@ def parse(block: bytes, offset: int = 0, *, stream: LogStream | None = None) -> 
         # Lines that were read together share their prefix.
         if not prefix or not block.startswith(prefix, start, text_end):
             match = _PREFIX.match(block, start, text_end)
-            if match is None:
+            read_at = _instant(match[1]) if match is not None else None
+            if match is None or read_at is None:
                 prefix, line_stream, partial, at = b"", LogStream.GAMENODE, False, 0
             else:
                 prefix, line_stream, partial = match[0], _STREAMS[match[2]], match[3] == b"P"
-                at = _instant(match[1])
+                at = read_at
         if stream is None or line_stream is stream:
             text = block[start + len(prefix) : text_end]
             lines.append(
@@ -211,6 +212,9 @@ def _strip_usual(block: bytes) -> bytes:
     return b"\n".join([line[width:] for line in block.split(b"\n")])
 
 
-def _instant(stamped: bytes) -> Instant:
-    second = time.strptime(stamped[:_SECOND_BYTES].decode(), "%Y-%m-%dT%H:%M:%S")
+def _instant(stamped: bytes) -> Instant | None:
+    try:
+        second = time.strptime(stamped[:_SECOND_BYTES].decode(), "%Y-%m-%dT%H:%M:%S")
+    except ValueError:
+        return None  # such as the 30th of February
     return Instant(timegm(second) * NANOSECONDS_PER_S + int(stamped[_SECOND_BYTES + 1 : -1]))

@@ -361,15 +361,14 @@ class _Scripts:
         if commands := values.get("commands"):
             values["commands"] = self._rewrite(commands, "commands")
         self._command(values)
-        check: Healthcheck | None = values.get("healthcheck")
-        at = (
-            1
-            if check and check.test[0:1] == ("CMD-SHELL",)
-            else script_index(check.test if check else ())
-        )
-        if check and at is not None:
-            test = self._replaced(check.test, at, "healthcheck", "test")
-            values["healthcheck"] = replace(check, test=test)
+        if check := values.get("healthcheck"):
+            values["healthcheck"] = self._healthcheck(check)
+
+    def _healthcheck(self, check: Healthcheck) -> Healthcheck:
+        at = 1 if check.test[:1] == ("CMD-SHELL",) else script_index(check.test)
+        if at is None:
+            return check
+        return replace(check, test=self._replaced(check.test, at, "healthcheck", "test"))
 
     def _command(self, values: dict[str, Any]) -> None:
         entrypoint: tuple[str, ...] = values.get("entrypoint", ())

@@ -96,8 +96,8 @@ class Text(Shape[str]):
                 problem = "cannot hold a template", "write the value itself"
             elif not _note_templates(text, at, node.mark, reading):
                 return None
-        elif self.form:
-            problem = self.form.problem(self.normal(text))
+        elif self.form and not self.form.fits(self.normal(text)):
+            problem = self.form.refusal(text)
         if problem:
             reading.problems.add(at, node.mark, *problem)
             return None
@@ -140,12 +140,13 @@ class Choice(Shape[E]):
     def read(self, node: Node, at: str, reading: Reading) -> E | None:
         """See `Shape`."""
         known = [str(value) for value in self.values]
-        text = scalar_text(node, at, reading, " or ".join(known))
+        what = f"one of {', '.join(known)}"
+        text = scalar_text(node, at, reading, what)
         if text is None:
             return None
         if text in known:
             return self.values(text)
-        reason = "is not supported yet" if text in self.later else f"is not {' or '.join(known)}"
+        reason = "is not supported yet" if text in self.later else f"is not {what}"
         reading.problems.add(
             at, node.mark, f"{shown(text)} {reason}", nearest(text, known, reading)
         )

@@ -117,3 +117,11 @@ def test_every_env_that_the_node_lacks_is_named() -> None:
         "container.working_dir",
     ]
     assert "-e A=" in refusal.value.hint
+
+
+def test_what_an_env_makes_of_a_text_is_checked() -> None:
+    with pytest.raises(GameNodeError) as refusal:
+        fill_container(ContainerSpec(volumes=("${{ envs.ROOT }}:/data",)), {"ROOT": "../up"})
+    (violation,) = refusal.value.violations
+    assert violation.field == "container.volumes[0]"
+    assert violation.reason == "'../up:/data' is not a volume"

@@ -1,0 +1,19 @@
+"""Fixtures for every test."""
+
+from tests.support.databases import (
+    database_url,
+    open_database,
+    postgres_server,
+    postgres_url,
+    sqlite_url,
+)
+from tests.support.engine import engine
+
+__all__ = [
+    "database_url",
+    "engine",
+    "open_database",
+    "postgres_server",
+    "postgres_url",
+    "sqlite_url",
+]
