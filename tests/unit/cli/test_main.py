@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -219,9 +220,7 @@ def test_a_detail_that_repeats_the_message_is_not_listed_again(api: FakeApi) -> 
     )
     api.on("GET", "/events", refused)
     result = Program(api.url)("events")
-    assert result.stderr == (
-        "error: INVALID_REQUEST: type: is no type\nhint: did you mean x?\n"
-    )
+    assert result.stderr == ("error: INVALID_REQUEST: type: is no type\nhint: did you mean x?\n")
 
 
 def test_a_fault_of_ours_is_an_error_with_a_number_and_no_traceback(api: FakeApi) -> None:
@@ -230,6 +229,26 @@ def test_a_fault_of_ours_is_an_error_with_a_number_and_no_traceback(api: FakeApi
     assert result.exit_code == 1
     assert result.stderr.startswith("error: INTERNAL: ")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the host has no /dev/full")
+def test_output_that_cannot_be_written_is_an_error_and_a_reader_that_left_is_quiet(
+    api: FakeApi,
+) -> None:
+    command = [sys.executable, "-c", "from gamenode.cli.main import cli; cli()", "nodes", "list"]
+    env = {"PYTHONPATH": str(SRC), "GAMENODE_URL": api.url}
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            command, env=env, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: INTERNAL: ")
+    assert "No space left" in result.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    left = subprocess.run(command, env=env, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (left.returncode, left.stderr) == (1, b"")
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:

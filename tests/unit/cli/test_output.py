@@ -112,6 +112,8 @@ def test_a_pipeline_is_shown_with_its_steps(api: FakeApi) -> None:
     shown = pipeline("FAILED", step("fetch", "FAILED", reason="EXIT_CODE", exit_code=3, **ended))
     api.on("GET", f"/pipelines/{PIPELINE_ID}", Reply(shown))
     text = Program(api.url)("pipelines", "show", PIPELINE_ID).text
+    assert text.splitlines()[0].split() == ["ID", PIPELINE_ID]
+    assert "CANCEL_REASON" not in text
     fetch = next(line for line in text.splitlines() if line.startswith("fetch"))
     assert fetch.split()[:5] == ["fetch", "task", "FAILED", "EXIT_CODE", "3"]
     assert "1.5s" in fetch
