@@ -25,7 +25,6 @@ from gamenode.wire import cri
 
 SRC = Path(__file__).parents[3] / "src"
 AT = Instant(1_795_557_501_123_456_789)
-ATTEMPT_1 = "1"
 
 
 def framed(text: bytes, stream: LogStream = LogStream.STDOUT) -> bytes:
@@ -266,20 +265,27 @@ def test_a_server_that_restarts_in_the_middle_costs_no_byte_and_one_message(
     server: Server, file: str
 ) -> None:
     server.logs = {("fetch", "1"): framed(b"before\n")}
-    program = Program(server.api.url, settings=replace(FAST, away_s_max=10.0))
+    missed = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        missed.set()
+        time.sleep(seconds)
+
+    program = Program(server.api.url, settings=replace(FAST, away_s_max=10.0), sleep=sleep)
     results = []
     running = threading.Thread(target=lambda: results.append(program("run", file)))
     running.start()
     _wait_for(lambda: bool(server.api.requests("GET", ".*/logs")))
     server.api.stop()
-    time.sleep(0.1)  # so long it is away
+    assert missed.wait(5)
     server.logs["fetch", "1"] += framed(b"behind\n")
     server.end("COMPLETED", step(status="COMPLETED"))
     server.api.start_again()
     running.join(10)
     [result] = results
     assert (result.exit_code, result.stdout) == (0, b"before\nbehind\n")
-    assert result.stderr.count("trying again") <= 1
+    assert result.stderr.count("trying again") == 1
+    assert result.stderr.count("the server is back") == 1
 
 
 def test_a_server_that_stays_away_ends_the_wait_with_7_and_says_how_to_attach(
