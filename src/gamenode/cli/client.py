@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any, Final
@@ -27,15 +27,32 @@ Query = Mapping[str, str | int | bool | Sequence[str] | None]
 Trace = Callable[[str], None]
 """Is told of each exchange, in one line of text without secrets."""
 
+_PATH_SAFE: Final = "/:@!$&'()*+,;=~%-._?"
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 _SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "set-cookie"})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. `path` is from the server's root; the server may take `wait_s` to answer."""
+
+    method: str
+    path: str
+    query: Query = field(default_factory=dict)
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    wait_s: float = 0.0
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether sending it twice does what sending it once does."""
+        return self.method in {"GET", "HEAD"} or "Idempotency-Key" in self.headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A whole answer that is no error."""
 
-    status: int
     content_type: str
     body: bytes
 
@@ -123,16 +140,13 @@ class ApiClient:
 
     def get(self, path: str, query: Query | None = None, *, wait_s: float = 0.0) -> Any:
         """Return the JSON at `path` below /api/v1; the server may take `wait_s` for it."""
-        return self.request("GET", API + path, query=query, wait_s=wait_s).json()
+        return self.send(Request("GET", API + path, query or {}, wait_s=wait_s)).json()
 
     def post(self, path: str, body: Body, *, headers: Mapping[str, str] | None = None) -> Any:
         """Post `body` to `path` below /api/v1; return the answer's JSON."""
-        return self.request(
-            "POST",
-            API + path,
-            body=json.dumps(body, ensure_ascii=False).encode(),
-            headers={"Content-Type": "application/json", **(headers or {})},
-        ).json()
+        content = json.dumps(body, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        return self.send(Request("POST", API + path, body=content, headers=headers)).json()
 
     def items(self, path: str, query: Query) -> Iterator[Body]:
         """Yield every item of the list at `path`, page after page, as far as they are asked for."""
@@ -144,17 +158,8 @@ class ApiClient:
             if not cursor:
                 return
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Query | None = None,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        wait_s: float = 0.0,
-    ) -> Answer:
-        """Return the answer to one request; `path` is from the server's root.
+    def send(self, request: Request) -> Answer:
+        """Return the answer to one request.
 
         A request that may be repeated is sent again, once, where a kept connection turns out to
         have been closed in the meantime.
@@ -163,45 +168,33 @@ class ApiClient:
             ApiError: the server refused.
             UnreachableError: no whole answer came.
         """
-        headers = headers or {}
-        repeatable = method in {"GET", "HEAD"} or "Idempotency-Key" in headers
         kept = self._connection is not None
         try:
-            return self._exchange(method, path, query, body, headers, wait_s)
+            return self._exchange(request)
         except SilentError:
             raise
         except UnreachableError:
-            if not (kept and repeatable):
+            if not (kept and request.repeatable):
                 raise
-            return self._exchange(method, path, query, body, headers, wait_s)
+            return self._exchange(request)
 
     @contextmanager
-    def stream(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Query | None = None,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        silence_s: float | None = None,
-    ) -> Generator[Stream]:
+    def stream(self, request: Request, *, silence_s: float) -> Generator[Stream]:
         """Open an answer that goes on; `silence_s` bounds each wait for its next bytes.
 
         Raises:
             ApiError: the server refused.
             UnreachableError: no answer began.
         """
-        settings = self._settings
         connection = self._connect()
         try:
-            response = self._send(connection, method, path, query, body, headers or {}, 0.0)
+            response = self._begin(connection, request)
             if response.status >= HTTPStatus.BAD_REQUEST:
                 raise ApiError(self._problem(response, self._read(response)))
-            _set_timeout(connection, silence_s or settings.silence_s)
+            _set_timeout(connection, silence_s)
             yield Stream(
                 response,
-                block_bytes=settings.block_bytes,
+                block_bytes=self._settings.block_bytes,
                 describe=f"the stream from {self.target.url}",
             )
         finally:
@@ -213,19 +206,11 @@ class ApiClient:
             self._connection.close()
             self._connection = None
 
-    def _exchange(
-        self,
-        method: str,
-        path: str,
-        query: Query | None,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        wait_s: float,
-    ) -> Answer:
+    def _exchange(self, request: Request) -> Answer:
         if self._connection is None:
             self._connection = self._connect()
         try:
-            response = self._send(self._connection, method, path, query, body, headers, wait_s)
+            response = self._begin(self._connection, request)
             content = self._read(response)
         except BaseException:
             # Whatever stopped us (Ctrl-C too): the connection is in the middle of an answer.
@@ -235,11 +220,7 @@ class ApiClient:
             self.close()
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise ApiError(self._problem(response, content))
-        return Answer(
-            status=response.status,
-            content_type=response.headers.get("Content-Type", ""),
-            body=content,
-        )
+        return Answer(content_type=response.headers.get("Content-Type", ""), body=content)
 
     def _connect(self) -> HTTPConnection:
         kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
@@ -257,61 +238,50 @@ class ApiClient:
         _keep_alive(connection.sock)
         return connection
 
-    def _send(
-        self,
-        connection: HTTPConnection,
-        method: str,
-        path: str,
-        query: Query | None,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        wait_s: float,
-    ) -> HTTPResponse:
-        address = self._parts.path + quote(path, safe="/:@!$&'()*+,;=~%-._?") + _encode(query, path)
-        sent = {
+    def _begin(self, connection: HTTPConnection, request: Request) -> HTTPResponse:
+        address = self._parts.path + quote(request.path, safe=_PATH_SAFE) + _encode(request)
+        headers = {
             "Accept": "application/json, */*;q=0.5",
             "User-Agent": f"gamenode/{__version__}",
             **({"Authorization": f"Bearer {self.target.token}"} if self.target.token else {}),
-            **headers,
+            **request.headers,
         }
+        patience_s = self._answer_s + request.wait_s
         began_s = self._clock.monotonic_s()
         try:
-            _set_timeout(connection, self._answer_s + wait_s)
-            connection.request(method, address, body=body, headers=sent)
+            _set_timeout(connection, patience_s)
+            connection.request(request.method, address, body=request.body, headers=headers)
             response = connection.getresponse()
         except TimeoutError as error:
             raise SilentError(
-                f"{self.target.url} gave no answer within {self._answer_s + wait_s:g} s",
+                f"{self.target.url} gave no answer within {patience_s:g} s",
                 sent=True,
                 hint="the server may be overloaded; --timeout waits longer",
             ) from error
         except (OSError, HTTPException) as error:
-            raise UnreachableError(
-                f"{self.target.url} broke off: {_reason(error)}", sent=True
-            ) from error
+            raise self._broke_off(error) from error
         if self._trace is not None:
             took_ms = (self._clock.monotonic_s() - began_s) * 1000
-            self._trace(f"{method} {address} -> {response.status} in {took_ms:.1f} ms")
+            self._trace(f"{request.method} {address} -> {response.status} in {took_ms:.1f} ms")
             if self._headers_traced:
-                for mark, fields in (("> ", sent), ("< ", dict(response.headers))):
-                    for name, value in fields.items():
-                        secret = name.lower() in _SECRET_HEADERS
-                        self._trace(f"{mark}{name}: {'(redacted)' if secret else value}")
+                _trace_headers(self._trace, "> ", headers.items())
+                _trace_headers(self._trace, "< ", response.getheaders())
         return response
 
     def _read(self, response: HTTPResponse) -> bytes:
         try:
             content = response.read(self._settings.answer_bytes_max + 1)
         except (OSError, HTTPException) as error:
-            raise UnreachableError(
-                f"{self.target.url} broke off: {_reason(error)}", sent=True
-            ) from error
+            raise self._broke_off(error) from error
         if len(content) > self._settings.answer_bytes_max:
             raise GameNodeError(
                 ErrorCode.RESOURCE_EXHAUSTED,
                 f"the answer is longer than {self._settings.answer_bytes_max} bytes",
             )
         return content
+
+    def _broke_off(self, error: OSError | HTTPException) -> UnreachableError:
+        return UnreachableError(f"{self.target.url} broke off: {_reason(error)}", sent=True)
 
     def _problem(self, response: HTTPResponse, content: bytes) -> Body:
         return problem_of_answer(
@@ -334,9 +304,9 @@ def is_away(error: ApiError | GameNodeError) -> bool:
     return isinstance(error, UnreachableError)
 
 
-def _encode(query: Query | None, path: str) -> str:
+def _encode(request: Request) -> str:
     pairs: list[tuple[str, str]] = []
-    for name, value in (query or {}).items():
+    for name, value in request.query.items():
         if value is None or value == "":
             continue
         if isinstance(value, bool):
@@ -347,7 +317,12 @@ def _encode(query: Query | None, path: str) -> str:
             pairs.extend((name, each) for each in value)
     if not pairs:
         return ""
-    return ("&" if "?" in path else "?") + urlencode(pairs)
+    return ("&" if "?" in request.path else "?") + urlencode(pairs)
+
+
+def _trace_headers(trace: Trace, mark: str, headers: Iterable[tuple[str, str]]) -> None:
+    for name, value in headers:
+        trace(f"{mark}{name}: {'(redacted)' if name.lower() in _SECRET_HEADERS else value}")
 
 
 def _reason(error: OSError | HTTPException) -> str:

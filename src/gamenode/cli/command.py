@@ -99,6 +99,11 @@ class Invocation:
             answer_s=options.timeout,
         )
 
+    def close(self) -> None:
+        """Close what was opened on the way."""
+        if "client" in self.__dict__:
+            self.client.close()
+
     def patience(self) -> Patience:
         """Return a new count of how long the server has been away."""
         from gamenode.cli.patience import Patience  # noqa: PLC0415 - few commands need it
@@ -211,7 +216,11 @@ class Command(click.Command):
                 formatter.write(
                     "".join(f"{'':{formatter.current_indent}}{line}\n" for line in self.examples)
                 )
-        own = [param for param in self.get_params(ctx) if param not in SHARED]
+        own = [
+            param
+            for param in click.Command.get_params(self, ctx)
+            if isinstance(param, click.Option)
+        ]
         _write_options(ctx, formatter, "Options", own)
         _write_options(ctx, formatter, "Shared options", SHARED)
 
@@ -266,7 +275,11 @@ class Group(click.Group):
         ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-        own = [param for param in self.get_params(ctx) if param not in SHARED]
+        own = [
+            param
+            for param in click.Command.get_params(self, ctx)
+            if isinstance(param, click.Option)
+        ]
         _write_options(ctx, formatter, "Options", own)
         if ctx.parent is None:
             _write_options(ctx, formatter, "Shared options", SHARED)

@@ -129,14 +129,27 @@ def describe(problem: Problem, *, file: str = "") -> str:
     code = problem.get("code", "")
     lines = [f"error: {code}: {problem.get('detail') or problem.get('title') or ''}"]
     details: Sequence[Mapping[str, Any]] = problem.get("details") or ()
-    lines.extend(_place(detail, file) for detail in details)
-    # With details, each line carries its own advice.
-    hint = problem.get("hint") or _HINTS.get(code, "")
-    if hint and not any(hint == detail.get("advice") for detail in details):
+    if _says_nothing_new(details, str(problem.get("detail"))):
+        hint = details[0].get("advice") or problem.get("hint")
+    else:
+        lines.extend(_place(detail, file) for detail in details)
+        hint = problem.get("hint")
+        if any(hint == detail.get("advice") for detail in details):
+            hint = ""  # it stands in its line
+    if hint := hint or _HINTS.get(code, ""):
         lines.append(f"hint: {hint}")
     if error_id := problem.get("id"):
         lines.append(f"id: {error_id}")
     return "\n".join(lines)
+
+
+def _says_nothing_new(details: Sequence[Mapping[str, Any]], text: str) -> bool:
+    """Return whether the only detail repeats the error's text, with no place in a file."""
+    return (
+        len(details) == 1
+        and details[0].get("line") is None
+        and f"{details[0].get('field')}: {details[0].get('reason')}" == text
+    )
 
 
 def _place(detail: Mapping[str, Any], file: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import click
 
-from gamenode.cli.client import API, Query
+from gamenode.cli.client import API, Body, Query, Request, Stream
 from gamenode.cli.command import Command, Invocation, pass_invocation
 from gamenode.cli.errors import EXIT_INTERRUPTED, EXIT_OK, ApiError, UnreachableError
 from gamenode.cli.follow import Deadline
@@ -94,26 +95,17 @@ def _follow(invocation: Invocation, query: Query, after: int | None) -> None:
         # Server-sent events say every few seconds that they are alive, so silence means a break.
         silence_s = deadline.within(invocation.settings.events_silence_s)
         try:
-            with invocation.client.stream(
+            request = Request(
                 "GET",
                 f"{API}/events",
-                query={**query, "after": after, "follow": True},
+                {**query, "after": after, "follow": True},
                 headers={"Accept": "text/event-stream"},
-                silence_s=silence_s,
-            ) as stream:
-                kind = b""
-                for line in stream.lines():
-                    patience.met()
+            )
+            with invocation.client.stream(request, silence_s=silence_s) as stream:
+                for event in _events(stream, patience.met):
+                    rows.write(event)
+                    after = event["id"]
                     deadline.within(silence_s)
-                    name, _, value = line.partition(b": ")
-                    if name == b"event":
-                        kind = value
-                    elif name == b"data" and kind == b"problem":
-                        raise ApiError(json.loads(value))
-                    elif name == b"data":
-                        event = json.loads(value)
-                        rows.write(event)
-                        after = event["id"]
             # No end is meant here: the server stops.
             raise UnreachableError("the server ended the stream of events", sent=True)
         except (ApiError, GameNodeError) as error:
@@ -121,3 +113,17 @@ def _follow(invocation: Invocation, query: Query, after: int | None) -> None:
             patience.missed(error)
             if after is None:
                 invocation.output.tell("what happens until the server is back is not shown here")
+
+
+def _events(stream: Stream, met: Callable[[], None]) -> Iterator[Body]:
+    """Yield the events of a stream; `met` is called at every sign of life."""
+    kind = b""
+    for line in stream.lines():
+        met()
+        name, _, value = line.partition(b": ")
+        if name == b"event":
+            kind = value
+        elif name == b"data" and kind == b"problem":
+            raise ApiError(json.loads(value))
+        elif name == b"data":
+            yield json.loads(value)

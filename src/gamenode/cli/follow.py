@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gamenode.cli import terminal
-from gamenode.cli.client import API, ApiClient, Body, Query, segment
+from gamenode.cli.client import API, ApiClient, Body, Query, Request, segment
 from gamenode.cli.errors import ApiError, SilentError
 from gamenode.cli.output import instant, span
 from gamenode.cli.patience import Patience
@@ -100,12 +100,8 @@ class LogSource:
         while True:
             silence_s = deadline.within(self._settings.silence_s)
             try:
-                with self._client.stream(
-                    "GET",
-                    API + self._path,
-                    query=self._query(follow=follow),
-                    silence_s=silence_s,
-                ) as stream:
+                request = Request("GET", API + self._path, self._query(follow=follow))
+                with self._client.stream(request, silence_s=silence_s) as stream:
                     if self._offset is None:
                         self._offset = int(stream.header(_OFFSET_HEADER) or 0)
                     if begun_at is None:
@@ -320,7 +316,7 @@ def log_source(
 
 
 def outcome(step: Body) -> str:
-    """Return in words how a step, or a whole pipeline, ended: status, cause, and how long it took."""
+    """Return in words how a step, or a whole pipeline, ended: status, cause, time taken."""
     words = [step["status"]]
     causes = []
     if step.get("reason"):

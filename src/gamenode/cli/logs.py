@@ -74,14 +74,21 @@ def logs(
     begin: Query = {"tail": tail, "since": since, "offset": offset}
     style = Style(stream=LogStream(stream) if stream else None, timestamps=timestamps, raw=raw)
     transcript = Transcript(invocation.output, style)
-    deadline = Deadline(
-        invocation.clock, invocation.options.timeout, hint=f"again: gamenode logs -f {pipeline}"
+    reading = _Reading(
+        invocation,
+        transcript,
+        Deadline(
+            invocation.clock, invocation.options.timeout, hint=f"again: gamenode logs -f {pipeline}"
+        ),
+        only=step or None,
+        attempt=attempt,
+        begin=begin,
     )
     try:
         if follow:
-            _follow(invocation, transcript, deadline, found, step or None, attempt, begin)
+            reading.follow(found)
         else:
-            _read(invocation, transcript, deadline, found, step or None, attempt, begin)
+            reading.read(found)
     except KeyboardInterrupt:
         if follow:
             transcript.pause()
@@ -94,64 +101,68 @@ def logs(
     return EXIT_OK
 
 
-def _follow(
-    invocation: Invocation,
-    transcript: Transcript,
-    deadline: Deadline,
-    pipeline: Body,
-    only: str | None,
-    attempt: int | None,
-    begin: Query,
-) -> None:
-    patience = invocation.patience()
-    patience.saw_sign()
-    PipelineFollower(
-        invocation.client,
-        write=transcript.write,
-        pause=transcript.pause,
-        tell=invocation.output.tell,
-        patience=patience,
-        deadline=deadline,
-        settings=invocation.settings,
-        only=only,
-        attempt=attempt,
-        begin=begin,
-        # Earlier tries are over; who attaches wants the one that runs, and those to come.
-        first_attempts={step["name"]: max(1, step["attempt"]) for step in pipeline["steps"]},
-    ).follow(pipeline)
+class _Reading:
+    """What is read of a pipeline's logs: all steps or `only` one, one `attempt`, from `begin`."""
 
+    def __init__(
+        self,
+        invocation: Invocation,
+        transcript: Transcript,
+        deadline: Deadline,
+        *,
+        only: str | None,
+        attempt: int | None,
+        begin: Query,
+    ) -> None:
+        self._invocation = invocation
+        self._transcript = transcript
+        self._deadline = deadline
+        self._only = only
+        self._attempt = attempt
+        self._begin = begin
+        self._patience = invocation.patience()
+        self._patience.saw_sign()
 
-def _read(
-    invocation: Invocation,
-    transcript: Transcript,
-    deadline: Deadline,
-    pipeline: Body,
-    only: str | None,
-    attempt: int | None,
-    begin: Query,
-) -> None:
-    patience = invocation.patience()
-    patience.saw_sign()
-    steps = pipeline["steps"]
-    for number, step in enumerate(steps, 1):
-        if only not in {None, step["name"]} or not (only or step["attempt"]):
-            continue
-        if only is None and len(steps) > 1:
-            invocation.output.tell(f"step {number}/{len(steps)} {step['name']}", code=DIM)
-        source = log_source(
-            invocation.client,
-            pipeline["id"],
-            step["name"],
-            attempt=attempt or 0,
-            begin=begin,
-            patience=patience,
-            settings=invocation.settings,
-        )
-        try:
-            source.read(transcript.write, follow=False, deadline=deadline)
-        except ApiError as error:
-            # A step that ran and printed nothing has no log; that is an answer, not an error.
-            if error.code != ErrorCode.LOG_NOT_FOUND or step["attempt"] < (attempt or 1):
-                raise
-            invocation.output.tell(f"step {step['name']} has printed nothing", code=DIM)
-        transcript.pause()
+    def follow(self, pipeline: Body) -> None:
+        """Write what is there and what comes."""
+        PipelineFollower(
+            self._invocation.client,
+            write=self._transcript.write,
+            pause=self._transcript.pause,
+            tell=self._invocation.output.tell,
+            patience=self._patience,
+            deadline=self._deadline,
+            settings=self._invocation.settings,
+            only=self._only,
+            attempt=self._attempt,
+            begin=self._begin,
+            # Earlier tries are over; who attaches wants the one that runs, and those to come.
+            first_attempts={step["name"]: max(1, step["attempt"]) for step in pipeline["steps"]},
+        ).follow(pipeline)
+
+    def read(self, pipeline: Body) -> None:
+        """Write what is there."""
+        output, steps = self._invocation.output, pipeline["steps"]
+        for number, step in enumerate(steps, 1):
+            name = step["name"]
+            if self._only not in {None, name} or not (self._only or step["attempt"]):
+                continue
+            if self._only is None and len(steps) > 1:
+                output.tell(f"step {number}/{len(steps)} {name}", code=DIM)
+            source = log_source(
+                self._invocation.client,
+                pipeline["id"],
+                name,
+                attempt=self._attempt or 0,
+                begin=self._begin,
+                patience=self._patience,
+                settings=self._invocation.settings,
+            )
+            try:
+                source.read(self._transcript.write, follow=False, deadline=self._deadline)
+            except ApiError as error:
+                # A step that ran and printed nothing has no log: an answer, not an error.
+                if error.code != ErrorCode.LOG_NOT_FOUND or step["attempt"] < (self._attempt or 1):
+                    raise
+                output.tell(f"step {name} has printed nothing", code=DIM)
+            self._transcript.pause()

@@ -58,6 +58,8 @@ class Program(Group):
             return error.exit_code
         except Exception as error:  # noqa: BLE001 - the edge of the program
             return _fail(invocation, args, error)
+        finally:
+            invocation.close()
         return result if isinstance(result, int) else 0
 
 
@@ -75,11 +77,14 @@ def _fail(invocation: Invocation, args: list[str], error: Exception) -> int:
         case click.Abort():
             return EXIT_INTERRUPTED
         case BrokenPipeError():
-            # The reader has left; nothing that is still buffered may be tried at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_stdout()
             return EXIT_UNKNOWN
+        case OSError():
+            # Most of all a full disk under the output; the network's errors have other names.
+            _drop_stdout()
+            refusal: ApiError | GameNodeError = GameNodeError(ErrorCode.INTERNAL, str(error))
         case click.ClickException():
-            refusal: ApiError | GameNodeError = _usage(error)
+            refusal = _usage(error)
             invocation.options.output = invocation.options.output or _format_in(args)
         case ApiError() | GameNodeError():
             refusal = error
@@ -96,6 +101,13 @@ def _fail(invocation: Invocation, args: list[str], error: Exception) -> int:
     problem = problem_of(refusal)
     invocation.output.problem(problem, file=invocation.file)
     return exit_code(problem)
+
+
+def _drop_stdout() -> None:
+    # What is still buffered cannot be written; it would fail once more when the program exits.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _usage(error: click.ClickException) -> Any:

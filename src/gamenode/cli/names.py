@@ -90,7 +90,7 @@ def _search(
     if parts and len(text) < PART_CHARACTERS_MIN:
         raise GameNodeError(
             ErrorCode.INVALID_REQUEST,
-            f"{text!r} is too short: give {PART_CHARACTERS_MIN} or more characters of an id or name",
+            f"{text!r} is too short: give {PART_CHARACTERS_MIN} or more characters of id or name",
         )
     return parts[: settings.candidates_max]
 

@@ -197,7 +197,8 @@ class Output:
 
     def _table(self, items: Iterable[Body], columns: Sequence[Column]) -> str:
         now = self._clock.now()
-        rows = [[show(column, item, now) for column in columns] for item in items]
+        whole = self.format is Format.WIDE
+        rows = [[show(column, item, now, whole=whole) for column in columns] for item in items]
         if self.look.headers:
             rows.insert(0, [column.name for column in columns])
         widths = [
@@ -230,13 +231,13 @@ class Output:
     def _details(self, body: Body, view: View) -> str:
         now = self._clock.now()
         columns = self._chosen(view.columns) if self.look.columns else view.columns
-        width = max(len(column.name) for column in columns)
+        cells = [(column.name, show(column, body, now, whole=True)) for column in columns]
+        present = [(name, cell) for name, cell in cells if cell]
+        width = max((len(name) for name, _ in present), default=0)
         lines = []
-        for column in columns:
-            cell = show(column, body, now)
-            if self.look.colour:
-                cell = terminal.paint(cell, terminal.colour_of(cell))
-            lines.append(f"{column.name:<{width}}{_GAP}{cell}".rstrip() + "\n")
+        for name, cell in present:
+            code = terminal.colour_of(cell) if self.look.colour else ""
+            lines.append(f"{name:<{width}}{_GAP}{terminal.paint(cell, code)}\n")
         if not self.look.columns:
             for part in view.parts:
                 lines += ["\n", self._table(body[part.field], part.columns)]
@@ -290,10 +291,10 @@ class Rows:
                 output.text("---\n" + _yaml(body))
 
 
-def show(column: Column, body: Body, now: Instant) -> str:
-    """Return a cell as people see it, on one line."""
+def show(column: Column, body: Body, now: Instant, *, whole: bool = False) -> str:
+    """Return a cell as people see it, on one line; ids in full where there is room for them."""
     value = column.value(body)
-    if column.show is not None:
+    if column.show is not None and not (whole and column.show is short_id):
         return terminal.one_line(column.show(value, now))
     return terminal.one_line(_plain(value))
 

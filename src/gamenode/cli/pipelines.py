@@ -50,7 +50,6 @@ VIEW: Final = View(
         Column("AGE", field("created_at"), age),
         Column("TOOK", duration_s, _span_or_nothing),
         Column("MESSAGE", field("message"), wide=True),
-        Column("WHOLE_ID", field("id"), wide=True),
         Column("ATTEMPT", field("attempt"), wide=True),
         Column("PRIORITY", field("priority"), wide=True),
         Column("ARGS", labels("args"), wide=True),

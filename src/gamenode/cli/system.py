@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from gamenode import __version__
-from gamenode.cli.client import API
+from gamenode.cli.client import API, Request
 from gamenode.cli.command import Command, Invocation, pass_invocation
 from gamenode.cli.inputs import Inputs
 from gamenode.cli.output import Column, Format, View, field
@@ -113,13 +113,9 @@ def api(
     method = method.upper()
     if not (method.isascii() and method.isalpha()):
         raise click.UsageError(f"{method!r} is no method, such as GET")
-    with invocation.client.stream(
-        method,
-        address,
-        body=body,
-        headers=sent,
-        silence_s=invocation.options.timeout or invocation.settings.away_s_max,
-    ) as stream:
+    silence_s = invocation.options.timeout or invocation.settings.away_s_max
+    request = Request(method, address, body=body, headers=sent)
+    with invocation.client.stream(request, silence_s=silence_s) as stream:
         if output.format is Format.TABLE or not stream.content_type.endswith("json"):
             while block := stream.read():
                 output.bytes(block)

@@ -16,6 +16,7 @@ import click
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 
 URL_DEFAULT: Final = "http://127.0.0.1:8080"
+_TOKEN_BYTES_MAX: Final = 8192
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -129,7 +130,7 @@ def read_token(path: str) -> str:
     """
     try:
         with click.open_file(path) as file:
-            token = file.read(8192).strip()
+            token = str(file.read(_TOKEN_BYTES_MAX)).strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not text"
         raise invalid("--token-file", f"{path}: {reason}") from error

@@ -9,6 +9,7 @@ from typing import Any
 from gamenode.cli import terminal
 from gamenode.cli.output import Body, Column, Output, View, field
 from gamenode.domain.log import LogLine, LogStream
+from gamenode.lib.clock import Instant
 from gamenode.wire import cri
 
 
@@ -98,7 +99,7 @@ def body_of(line: LogLine) -> Body:
     body: dict[str, Any] = {
         "offset": line.offset,
         "next_offset": line.next_offset,
-        "time": cri.stamp(line.at_ns).decode(),
+        "time": cri.stamp(Instant(line.at_ns)).decode(),
         "stream": str(line.stream),
         "partial": line.partial,
     }
