@@ -11,6 +11,8 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
+from tests.support.log_server import MESSAGE_BYTES_MAX
+from tests.support.logs import KEY, NODE, Block, DirectLink, Output, chunks
 
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
@@ -23,8 +25,6 @@ from gamenode.server.logs.streamer import From, LogStreamer, StreamerSettings
 from gamenode.wire import cri
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as rpc
-from tests.support.log_server import MESSAGE_BYTES_MAX
-from tests.support.logs import KEY, NODE, Block, DirectLink, Output, chunks
 
 pytestmark = pytest.mark.bench
 

@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 import pytest_asyncio
+from tests.support.logs import KEY, NODE
 
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import LogKey, LogPosition, LogSlice, LogStream, relative_path
@@ -20,7 +21,6 @@ from gamenode.server.logs.media.files import LogFiles
 from gamenode.server.logs.service import LogService, LogSettings, set_final
 from gamenode.server.logs.streamer import From, LogStreamer, StreamerSettings
 from gamenode.wire import cri
-from tests.support.logs import KEY, NODE
 
 OpenDatabase = Callable[..., Awaitable[Database]]
 START = From()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from tests.support.logs import KEY, NODE, chunks
 
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import AppendAnswer, LogKey, LogPosition, LogStream, relative_path
@@ -20,7 +21,6 @@ from gamenode.server.db.database import Database
 from gamenode.server.logs.media.files import LogFiles
 from gamenode.server.logs.service import LogService, LogSettings, set_final
 from gamenode.wire import cri
-from tests.support.logs import KEY, NODE, chunks
 
 OpenDatabase = Callable[..., Awaitable[Database]]
 

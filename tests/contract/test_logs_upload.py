@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 import pytest_asyncio
+from tests.support.logs import KEY, DirectLink, LossyLink, Output
 
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogLink, LogUploader, UploaderSettings
@@ -21,7 +22,6 @@ from gamenode.server.db.database import Database
 from gamenode.server.logs.media.files import LogFiles
 from gamenode.server.logs.service import LogService, LogSettings
 from gamenode.wire import cri
-from tests.support.logs import KEY, DirectLink, LossyLink, Output
 
 QUICK = UploaderSettings(
     idle_interval_s=0.02,

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc.aio
 import uvloop
+from tests.support.logs import KEY
 
 from gamenode.domain.log import LogKey, LogPosition
 from gamenode.lib.clock import SystemClock
@@ -22,7 +23,6 @@ from gamenode.server.logs.service import LogService, LogSettings
 from gamenode.server.logs.streamer import From, LogStreamer, StreamerSettings
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as rpc
-from tests.support.logs import KEY
 
 MESSAGE_BYTES_MAX = 2 * 1024 * 1024
 
