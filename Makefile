@@ -56,7 +56,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 imports: $(VENV)/.dev
-	$(BIN)/lint-imports --config import-contracts.toml
+	$(BIN)/lint-imports --no-logo import-contracts.toml
 
 bench: $(VENV)/.dev ## Measure; prints tables
 	$(BIN)/python -m pytest -q -m bench -s tests/bench $(ARGS)

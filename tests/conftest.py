@@ -7,5 +7,13 @@ from tests.support.databases import (
     postgres_url,
     sqlite_url,
 )
+from tests.support.engine import engine
 
-__all__ = ["database_url", "open_database", "postgres_server", "postgres_url", "sqlite_url"]
+__all__ = [
+    "database_url",
+    "engine",
+    "open_database",
+    "postgres_server",
+    "postgres_url",
+    "sqlite_url",
+]

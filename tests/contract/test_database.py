@@ -11,6 +11,8 @@ import pytest
 import uvloop
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
+from tests.support.databases import OpenDatabase, PostgresServer
+from tests.support.groups import HeldWriter, write_together
 
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.lib.clock import SystemClock
@@ -18,8 +20,6 @@ from gamenode.server.db import group_commit
 from gamenode.server.db.database import Database, DatabaseSettings, collect
 from gamenode.server.db.group_commit import Work
 from gamenode.server.db.schema import idempotency_keys
-from tests.support.databases import OpenDatabase, PostgresServer
-from tests.support.groups import HeldWriter, write_together
 
 
 def put(key: str) -> Callable[[Connection], str]:
@@ -69,6 +69,16 @@ async def test_a_read_sees_every_write_that_was_answered(
     for number in range(20):
         assert await database.write(put(f"{number:02}")) == f"{number:02}"
         assert len(await database.read(keys)) == number + 1
+
+
+async def test_servers_that_start_together_make_one_schema(postgres_url: str) -> None:
+    settings = DatabaseSettings(url=postgres_url)
+    opened = await asyncio.gather(
+        *(asyncio.to_thread(Database.open, settings, clock=SystemClock()) for _ in range(4))
+    )
+    assert [database.generation for database in opened] == [1] * 4
+    for database in opened:
+        await database.aclose()
 
 
 async def test_a_write_outlives_its_database(

@@ -82,8 +82,44 @@ class RegistrationOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationAnswer:
+    """What a node is told about its registration (A4)."""
+
+    accepted: bool
+    message: str
+    maintenance: Maintenance
+    session_id: str
+    session_epoch: int
+    continuation: bool
+    state_version: int
+    heartbeat_interval_s: float
+    heartbeat_timeout_s: float
+    log_chunk_bytes_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """A sign of life (C1)."""
+
+    node_id: str
+    session_id: str = ""
+    sent_at: Instant | None = None
+    round_trip_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatResult:
+    """Whether a heartbeat counted; if not, the node registers again (C5)."""
+
+    counted: bool
+    message: str = ""
+    maintenance: Maintenance = Maintenance.NORMAL
+    state_version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A node as the server knows it. Liveness in it is as of the last flip (see `last_heartbeat_at`)."""
+    """A node as the server knows it; its liveness is as of the last flip."""
 
     id: str
     display_name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gamenode.domain.node import Maintenance
@@ -32,7 +32,7 @@ WORDS: Mapping[Misfit, str] = {
     Misfit.OTHER_NODE: "not the node asked for",
     Misfit.SELECTOR: "not matching the selector",
     Misfit.ENV_MISSING: "without an env that the file declares",
-    Misfit.SIMPLE_CLIENT: "without a stream to send work on",
+    Misfit.SIMPLE_CLIENT: "simple clients, which take only work that names them",
 }
 
 
@@ -44,6 +44,8 @@ class Candidate:
     online: bool
     connected: bool
     """Whether work can be sent to it now."""
+    simple: bool
+    """Whether it is a simple client: it watches events for work that names it (rule RL4)."""
     maintenance: Maintenance
     values: Mapping[str, Sequence[str]]
     """What a selector can ask for: labels, node fields and inventory paths."""
@@ -58,8 +60,20 @@ class Demand:
     """What a pipeline asks of a node."""
 
     node_id: str = ""
-    selector: Selector = Selector()
+    selector: Selector = field(default_factory=Selector)
     envs_needed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedPipeline:
+    """A pipeline that waits for a node."""
+
+    id: str
+    wanted_node: str
+    selector: str
+    envs_needed: frozenset[str]
+    waiting: str
+    """The reasons found at the last look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +107,10 @@ def misfit(demand: Demand, candidate: Candidate) -> Misfit | None:
         return Misfit.DISABLED
     if not candidate.online:
         return Misfit.OFFLINE
-    if not candidate.connected:
+    if candidate.simple and not demand.node_id:
         return Misfit.SIMPLE_CLIENT
+    if not candidate.simple and not candidate.connected:
+        return Misfit.OFFLINE
     return Misfit.BUSY if candidate.load >= candidate.load_max else None
 
 

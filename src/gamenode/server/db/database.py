@@ -34,8 +34,8 @@ T = TypeVar("T")
 class DatabaseSettings:
     """Where the database is, and its bounds."""
 
-    url: str
-    """`sqlite:///path/to/file` or `postgresql://user@host/database`."""
+    url: str = ""
+    """`sqlite:///path/to/file` or `postgresql://user@host/database`; empty: in the data folder."""
     group_max: int = 64
     """Writes in one commit. PostgreSQL is quick with at most 64 savepoints a transaction."""
     queue_max: int = 10_000

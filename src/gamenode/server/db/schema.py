@@ -55,7 +55,9 @@ nodes: Final = Table(
     Column("session_id", String(36), nullable=False),
     Column("session_epoch", BigInteger, nullable=False),
     Column("session_used", Boolean, nullable=False),
-    Column("continues_from", BigInteger, nullable=False),
+    Column("previous_epoch", BigInteger, nullable=False),
+    # Sessions from this epoch on continue each other (rule RL3).
+    Column("continuity_epoch", BigInteger, nullable=False),
     Column("stream_number", BigInteger, nullable=False),
     Column("boot_id", String(64), nullable=False),
     Column("agent_version", String(64), nullable=False),
@@ -81,7 +83,6 @@ pipelines: Final = Table(
     Column("envs", JSON, nullable=False),
     Column("envs_needed", JSON, nullable=False),
     Column("work", LargeBinary, nullable=False),
-    Column("timeout_s", BigInteger),
     Column("priority", Integer, nullable=False),
     Column("wanted_node", String(63), nullable=False),
     Column("selector", Text, nullable=False),
@@ -92,14 +93,12 @@ pipelines: Final = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("dispatched_at", BigInteger),
-    Column("pushed_at", BigInteger),
     Column("acknowledged_at", BigInteger),
     Column("started_at", BigInteger),
     Column("ended_at", BigInteger),
     Column("cancel_requested_at", BigInteger),
     Column("cancel_reason", Text, nullable=False),
     Column("cancel_by", Text, nullable=False),
-    Column("cancel_code", String(64), nullable=False),
     Column("cancel_acknowledged_at", BigInteger),
     Column("retry_of", String(36), nullable=False),
     # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
@@ -115,6 +114,18 @@ pipelines: Final = Table(
         "node_id",
         sqlite_where=text("node_id <> '' AND status IN ('PENDING', 'RUNNING')"),
         postgresql_where=text("node_id <> '' AND status IN ('PENDING', 'RUNNING')"),
+    ),
+    Index(
+        "pipelines_unacknowledged",
+        "node_id",
+        sqlite_where=text("node_id <> '' AND status = 'PENDING' AND acknowledged_at IS NULL"),
+        postgresql_where=text("node_id <> '' AND status = 'PENDING' AND acknowledged_at IS NULL"),
+    ),
+    Index(
+        "pipelines_cancelling",
+        "node_id",
+        sqlite_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
+        postgresql_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
     ),
     Index("pipelines_newest", "created_at", "id"),
 )
@@ -170,6 +181,21 @@ logs: Final = Table(
     Column("final_hash", LargeBinary),
     Column("created_at", BigInteger, nullable=False),
     PrimaryKeyConstraint("pipeline_id", "step", "attempt", "run"),
+)
+
+metric_journal: Final = Table(
+    "metric_journal",
+    metadata,
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("node_id", String(63), nullable=False),
+    Column("spool_id", String(64), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("report", LargeBinary, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+    Index("metric_journal_by_number", "node_id", "spool_id", "sequence"),
+    Index("metric_journal_by_time", "received_at"),
+    sqlite_autoincrement=True,
 )
 
 events: Final = Table(

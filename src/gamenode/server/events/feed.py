@@ -101,12 +101,27 @@ class EventFeed:
         """Call `listener` on the event loop with the events of each commit, once each."""
         self._listeners.append(listener)
 
+    async def read_after(
+        self, after: int | None, *, wanted: EventFilter, limit: int
+    ) -> Sequence[Event]:
+        """Return stored events with ids above `after` (None: from the oldest).
+
+        Raises:
+            GameNodeError: CURSOR_EXPIRED, see `store.read_after`.
+        """
+
+        def read(conn: Connection) -> Sequence[Event]:
+            first = store.oldest(conn) if after is None else after
+            return store.read_after(conn, first, filter=wanted, limit=limit)
+
+        return await self._database.read(read)
+
     def follow(
         self,
         after: int | None,
-        filter: EventFilter,  # noqa: A002 - what callers know it by
+        wanted: EventFilter,
     ) -> AsyncGenerator[list[Event], None]:
-        """Yield what `filter` wants with ids above `after`, in batches, each event once, in order.
+        """Yield what is `wanted` with ids above `after`, in batches, each event once, in order.
 
         `after` None means from now: everything that commits after this call. Ends with the feed.
 
@@ -114,7 +129,7 @@ class EventFeed:
             GameNodeError: CURSOR_EXPIRED, see `store.read_after`, also later, for a reader slower
                 than retention; RESOURCE_EXHAUSTED, too many follow.
         """
-        return self._follow(self._head if after is None else after, filter)
+        return self._follow(self._head if after is None else after, wanted)
 
     @contextmanager
     def watch(self, entity_id: str) -> Iterator[Watch]:

@@ -75,6 +75,14 @@ class LogManager:
         """
         return await self._steps.log_key(pipeline_id, step, attempt)
 
+    async def start(self, key: LogKey, start: From) -> int:
+        """Return the offset, in bytes, at which a reading from `start` begins.
+
+        Raises:
+            GameNodeError: INVALID_REQUEST, `start` lies behind the end; INTERNAL, damage.
+        """
+        return await self._streamer.start(key, start)
+
     async def read(
         self, key: LogKey, start: From, *, follow: bool
     ) -> AsyncGenerator[LogSlice, None]:
@@ -105,6 +113,10 @@ class LogManager:
     def is_live(self, pipeline_id: str, step: str) -> bool:
         """Return whether somebody follows a log of this step."""
         return self._followers[pipeline_id, step] > 0
+
+    def followed(self) -> list[tuple[str, str]]:
+        """Return every (pipeline, step) whose log somebody follows."""
+        return list(self._followers)
 
     async def ended(self, key: LogKey) -> None:
         """Tell the followers that the step has ended, after the transaction that says so."""

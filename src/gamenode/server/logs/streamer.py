@@ -69,6 +69,18 @@ class LogStreamer:
         self._settings = settings
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="log-reader")
 
+    async def start(self, key: LogKey, start: From) -> int:
+        """Return the offset of the first line that a reading from `start` gives, or would give.
+
+        Raises:
+            GameNodeError: INVALID_REQUEST, `start` lies behind the end; INTERNAL, damage.
+        """
+        reader = self._files.reader(key)
+        try:
+            return await self._begin(reader, _length(await self._service.refresh(key)), start)
+        finally:
+            reader.close()
+
     async def slices(self, key: LogKey, start: From) -> AsyncGenerator[LogSlice, None]:
         """Yield what is stored now.
 

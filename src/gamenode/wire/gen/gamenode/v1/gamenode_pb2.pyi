@@ -3134,6 +3134,7 @@ class CancelCommand(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     pipeline_id: _builtins.str
     """The pipeline."""
     attempt: _builtins.int
@@ -3142,6 +3143,8 @@ class CancelCommand(_message.Message):
     """Why, as a constant: CANCELLED_BY_USER, TIMEOUT, NODE_DISABLED …"""
     message: _builtins.str
     """Why, in words."""
+    force: _builtins.bool
+    """Clean-up steps are ended too."""
     def __init__(
         self,
         *,
@@ -3149,10 +3152,11 @@ class CancelCommand(_message.Message):
         attempt: _builtins.int = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "message", b"message", "pipeline_id", b"pipeline_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "force", b"force", "message", b"message", "pipeline_id", b"pipeline_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,377 @@
+"""The runtime of plain processes: no isolation, no engine, nothing to install but a shell.
+
+A small supervisor (`supervisor.sh`) starts the step, outlives the agent and keeps the exit code.
+What says that a run was started is its folder (`claims`); what belongs to it is told by its
+control group or session (`members`). The step's output goes to two plain files, so no reader can
+hold it up. What a step's main process leaves behind when it ends is killed, as in a container.
+
+Source: F1, RA2, RI1, promises P1, P2, P11. Needs Linux: /proc, pidfds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from gamenode.agent.runtime import (
+    BLOCK_BYTES_MAX,
+    Ended,
+    Found,
+    LogBlock,
+    RunKey,
+    Running,
+    StartError,
+)
+from gamenode.agent.runtime import process_spec as spec
+from gamenode.agent.runtime.claims import Attached, Claim, Claims, folder_name, members_of
+from gamenode.agent.runtime.members import Cgroup, Members, ProcessStat, signal_all
+from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.log import LogPosition, LogStream
+from gamenode.domain.pipeline import ContainerSpec, Reason
+from gamenode.lib.clock import Clock, Instant
+from gamenode.lib.tasks import Supervisor
+
+_SUPERVISOR: Final = Path(__file__).with_name("supervisor.sh")
+_STOP_POLL_S_MAX: Final = 0.2
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSettings:
+    """The bounds of the process runtime."""
+
+    root: Path
+    """The folder below which runs are kept; one agent's own."""
+    threads_max: int = 8
+    """How many blocking calls (spawns, reads) at once."""
+    adoption_s: float = 5.0
+    """How long a supervisor that was just started may take to show itself."""
+    live_poll_s: float = 0.003
+    """How often a log is looked at while somebody follows it."""
+    idle_poll_s: float = 1.0
+    """How often otherwise."""
+    stop_poll_s: float = 0.005
+    """How often it is looked whether what was told to end has ended."""
+
+
+@dataclass(slots=True, eq=False)
+class _Watch:
+    """A run that this object looks after."""
+
+    claim: Claim
+    members: Members | None
+    pidfd: int | None
+    """Holds the supervisor while it lives."""
+    ended: asyncio.Future[Ended]
+
+
+class ProcessRuntime:
+    """Runs steps as processes of the host."""
+
+    name = "process"
+
+    def __init__(self, settings: ProcessSettings, *, clock: Clock) -> None:
+        """Look after the runs below `settings.root`. May block for a moment.
+
+        Raises:
+            GameNodeError: UNAVAILABLE; the host lacks a program that this takes.
+        """
+        try:
+            self._tools = spec.Tools.find()
+        except FileNotFoundError as error:
+            raise GameNodeError(
+                ErrorCode.UNAVAILABLE, f"the process runtime needs the program {error}"
+            ) from error
+        self._settings = settings
+        self._clock = clock
+        self._claims = Claims(settings.root, adoption_s=settings.adoption_s)
+        self._groups = Cgroup.parent()
+        self._threads = ThreadPoolExecutor(settings.threads_max, "process-runtime")
+        self._tasks = Supervisor()
+        self._watches: dict[RunKey, _Watch] = {}
+
+    def unsupported(self, container: ContainerSpec) -> tuple[str, ...]:
+        """Return the keys that plain processes cannot honour on this host."""
+        return spec.unsupported(container, self._tools)
+
+    async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
+        """Claim `run` on disk, then start its supervisor. A claimed one is not started again."""
+        now = self._clock.now()
+        started = await self._blocking(lambda: self._start(run, container, service, now))
+        if started is None:
+            return (await self._watched(run)).claim.started_at
+        self._watch(run, started)
+        return now
+
+    def _start(
+        self, run: RunKey, container: ContainerSpec, service: bool, now: Instant
+    ) -> Attached | None:
+        """Do the blocking part of a start; return None if the run was claimed before."""
+        if self._claims.read(run) is not None:
+            return None
+        command = spec.command(container, self._tools, work=self._claims.folder(run) / "work")
+        restart = spec.restart(container, service=service)
+        claim = Claim(
+            boot_id=self._claims.boot_id,
+            started_at=now,
+            stop_signal=spec.stop_signal(container) or signal.SIGTERM,
+            restarts=restart.max != 0,
+            cgroup=str(self._groups / f"gamenode-{folder_name(run)}") if self._groups else "",
+        )
+        try:
+            lock = self._claims.make(run, claim, owner_id=command.user_id)
+        except FileExistsError:
+            return None
+        except OSError as error:
+            raise StartError(Reason.START_FAILED, f"the run cannot be kept: {error}") from error
+        try:
+            if claim.cgroup:
+                Cgroup(Path(claim.cgroup)).make()
+            pid = self._spawn(run, claim, command, restart, lock)
+        except OSError as error:
+            self._claims.remove(run)
+            raise StartError(Reason.START_FAILED, f"no process can be started: {error}") from error
+        finally:
+            os.close(lock)
+        supervisor = ProcessStat.of(pid)  # there, since nobody else takes its end
+        return Attached(
+            claim=claim, members=members_of(claim, supervisor), supervisor=supervisor, end=None
+        )
+
+    def _spawn(
+        self, run: RunKey, claim: Claim, command: spec.Command, restart: spec.Restart, lock: int
+    ) -> int:
+        folder, tools = self._claims.folder(run), self._tools
+        keeping = (folder, claim.cgroup, str(restart.max), restart.on)
+        with (folder / "stdout").open("ab") as stdout, (folder / "stderr").open("ab") as stderr:
+            supervisor = subprocess.Popen(  # noqa: S603 - arguments reach the step as they are
+                (
+                    *(tools.shell, _SUPERVISOR, *keeping, tools.sync, tools.mv, tools.sleep),
+                    *command.argv,
+                ),
+                stdin=lock,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=command.working_dir,
+                env=command.environment,
+                start_new_session=True,
+            )
+        # Its end is seen and taken through a pidfd, like that of one which an earlier agent
+        # started; the object would count it as abandoned.
+        supervisor.returncode = 0
+        return supervisor.pid
+
+    async def find(self, run: RunKey) -> Found | None:
+        """Return what the folder of `run` and the processes of the host say."""
+        try:
+            watch = await self._watched(run)
+        except KeyError:
+            return None
+        if watch.ended.done():
+            return watch.ended.result()
+        return Running(started_at=watch.claim.started_at)
+
+    async def wait(self, run: RunKey) -> Ended:
+        """Wait until the supervisor and every member of `run` are dead."""
+        watch = await self._watched(run)
+        # A plain await would let a cancelled waiter cancel the end for all.
+        return await asyncio.shield(watch.ended)
+
+    async def stop(self, run: RunKey, *, grace_s: float) -> None:
+        """Signal every member of `run`, and kill what is left after `grace_s`."""
+        try:
+            watch = await self._watched(run)
+        except KeyError:
+            return
+        if watch.claim.restarts:
+            await self._end_restarts(run, watch)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._ask_to_end(watch)
+                await asyncio.shield(watch.ended)
+        pause_s = self._settings.stop_poll_s
+        while not watch.ended.done():
+            await self._signal(watch, signal.SIGKILL)
+            await asyncio.wait({watch.ended}, timeout=pause_s)
+            # Longer and longer: in a session, what the supervisor runs to keep the exit code is
+            # hit as well, and must come through once.
+            pause_s = min(2 * pause_s, _STOP_POLL_S_MAX)
+
+    async def _end_restarts(self, run: RunKey, watch: _Watch) -> None:
+        """Tell the supervisor to start nothing again, as soon as it can hear."""
+        while not watch.ended.done() and not await self._blocking(lambda: self._claims.shown(run)):
+            await asyncio.wait({watch.ended}, timeout=self._settings.stop_poll_s)
+        if watch.pidfd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(watch.pidfd, signal.SIGTERM)
+
+    async def _ask_to_end(self, watch: _Watch) -> None:
+        """Send the stop signal to every member: once, and as soon as there is one."""
+        number = signal.Signals(watch.claim.stop_signal)
+        while not watch.ended.done() and not await self._signal(watch, number):
+            await asyncio.wait({watch.ended}, timeout=self._settings.stop_poll_s)
+
+    async def _signal(self, watch: _Watch, number: signal.Signals) -> int:
+        """Send `number` to every member; return how many there were."""
+        members = watch.members
+        return 0 if members is None else await self._blocking(lambda: signal_all(members, number))
+
+    async def read_log(
+        self, run: RunKey, position: LogPosition, *, live: asyncio.Event
+    ) -> AsyncIterator[LogBlock]:
+        """Yield the bytes of the two files, as they grow."""
+        watch = await self._watched(run)
+        folder = self._claims.folder(run)
+        with (
+            (folder / "stdout").open("rb", buffering=0) as stdout,
+            (folder / "stderr").open("rb", buffering=0) as stderr,
+        ):
+            sources = [
+                _Source(LogStream.STDOUT, stdout.fileno(), position.stdout_bytes),
+                _Source(LogStream.STDERR, stderr.fileno(), position.stderr_bytes),
+            ]
+            while True:
+                # Asked before the files are read: what was printed until then is in them.
+                last = watch.ended.done()
+                idle = True
+                for source in sources:
+                    if (size_bytes := os.fstat(source.descriptor).st_size) < source.offset_bytes:
+                        yield self._gap(source, size_bytes)
+                    while block := await self._read(source):
+                        idle = False
+                        yield block
+                if last:
+                    return
+                if idle:
+                    await self._printed(watch, live)
+
+    async def _read(self, source: _Source) -> LogBlock | None:
+        """Read the next block; for nothing new it takes one system call and no thread."""
+        if os.fstat(source.descriptor).st_size <= source.offset_bytes:
+            return None
+        data = await self._blocking(
+            lambda: os.pread(source.descriptor, BLOCK_BYTES_MAX, source.offset_bytes)
+        )
+        source.offset_bytes += len(data)
+        return LogBlock(stream=source.stream, data=data, at=self._clock.now()) if data else None
+
+    def _gap(self, source: _Source, size_bytes: int) -> LogBlock:
+        """Go on at the end of a file that is shorter than what was read of it, and say so."""
+        lost = source.offset_bytes - size_bytes
+        source.offset_bytes = size_bytes
+        text = f"{source.stream} was cut: {lost} bytes that were read are gone from the host\n"
+        return LogBlock(stream=LogStream.GAMENODE, data=text.encode(), at=self._clock.now())
+
+    async def _printed(self, watch: _Watch, live: asyncio.Event) -> None:
+        """Wait until it is time to look at the files again."""
+        if live.is_set():
+            await asyncio.wait({watch.ended}, timeout=self._settings.live_poll_s)
+            return
+        followed = asyncio.ensure_future(live.wait())
+        either: set[asyncio.Future[Any]] = {watch.ended, followed}
+        try:
+            await asyncio.wait(
+                either, timeout=self._settings.idle_poll_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            followed.cancel()
+
+    async def remove(self, run: RunKey) -> None:
+        """Remove the folder and the control group of `run`."""
+        try:
+            watch = await self._watched(run)
+        except KeyError:
+            return
+        if not watch.ended.done():
+            raise GameNodeError(ErrorCode.CONFLICT, f"{folder_name(run)} still lives")
+        await self._blocking(lambda: self._remove(run, watch))
+        self._watches.pop(run, None)
+
+    def _remove(self, run: RunKey, watch: _Watch) -> None:
+        if watch.members is not None:
+            watch.members.remove()
+        self._claims.remove(run)
+
+    async def runs(self) -> Mapping[RunKey, Found]:
+        """Return every run that has a folder."""
+        found = {}
+        for run in await self._blocking(self._claims.runs):
+            if (state := await self.find(run)) is not None:
+                found[run] = state
+        return found
+
+    async def close(self) -> None:
+        """Let go of every supervisor."""
+        for watch in self._watches.values():
+            self._release(watch)
+        await self._tasks.close()
+        self._threads.shutdown(wait=False)
+
+    async def _watched(self, run: RunKey) -> _Watch:
+        """Return what looks after `run`; a KeyError if it was never started."""
+        if (watch := self._watches.get(run)) is not None:
+            return watch
+        now = self._clock.now()
+        attached = await self._blocking(lambda: self._claims.attach(run, now=now))
+        if attached is None:
+            raise KeyError(run)
+        return self._watch(run, attached)
+
+    def _watch(self, run: RunKey, attached: Attached) -> _Watch:
+        """Look after `run` from here on, if nobody does yet."""
+        if (known := self._watches.get(run)) is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        pidfd = attached.supervisor.hold() if attached.supervisor else None
+        watch = _Watch(attached.claim, attached.members, pidfd, loop.create_future())
+        self._watches[run] = watch
+        if attached.end is not None:
+            watch.ended.set_result(attached.end)
+        elif pidfd is not None:
+            loop.add_reader(pidfd, self._exited, run, watch)
+        else:
+            self._tasks.keep("process.end", lambda: self._end(run, watch))
+        return watch
+
+    def _exited(self, run: RunKey, watch: _Watch) -> None:
+        """Take the end of a supervisor, and see to what it leaves."""
+        assert watch.pidfd is not None
+        with suppress(ChildProcessError):  # it may be another agent's child
+            os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOHANG)
+        self._release(watch)
+        self._tasks.keep("process.end", lambda: self._end(run, watch))
+
+    async def _end(self, run: RunKey, watch: _Watch) -> None:
+        """Kill what is left of `run`, then say how it ended."""
+        while await self._signal(watch, signal.SIGKILL):
+            await asyncio.wait({watch.ended}, timeout=self._settings.stop_poll_s)
+        now = self._clock.now()
+        end = await self._blocking(lambda: self._claims.end(run, watch.claim, now=now))
+        watch.ended.set_result(end)
+
+    @staticmethod
+    def _release(watch: _Watch) -> None:
+        if watch.pidfd is not None:
+            asyncio.get_running_loop().remove_reader(watch.pidfd)
+            os.close(watch.pidfd)
+            watch.pidfd = None
+
+    async def _blocking(self, call: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+@dataclass(slots=True)
+class _Source:
+    """One of a run's two files, and how far it was read."""
+
+    stream: LogStream
+    descriptor: int
+    offset_bytes: int

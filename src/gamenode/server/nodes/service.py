@@ -1,0 +1,221 @@
+"""The only writer of nodes: one call, one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import Connection
+from sqlalchemy.sql.elements import ColumnElement
+
+from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.event import EventType, NewEvent
+from gamenode.domain.inventory import Inventory
+from gamenode.domain.node import (
+    Link,
+    Maintenance,
+    Node,
+    Registration,
+    RegistrationOutcome,
+    Session,
+)
+from gamenode.lib.clock import Instant
+from gamenode.server.db.database import Database
+from gamenode.server.events import store as events
+from gamenode.server.nodes import store
+
+EPOCHS_PER_GENERATION: Final = 1 << 32
+"""A session's epoch counts below its database's generation, so a restored one never repeats any."""
+
+
+def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
+    """Return the SQL condition that `epoch` is the node's newest session (P3)."""
+    return store.session_is_newest(node_id, epoch)
+
+
+def continuity_epoch(conn: Connection, node_id: str) -> int:
+    """Return the oldest epoch that the node's newest session continues (rule RL3)."""
+    return store.continuity_epoch(conn, node_id)
+
+
+def lock_node(conn: Connection, node_id: str) -> Node | None:
+    """Return a node whose row stays as it is until the commit, for a placing transaction (RC5)."""
+    return store.get(conn, node_id) if store.lock(conn, node_id) is not None else None
+
+
+def values_of(node: Node) -> dict[str, tuple[str, ...]]:
+    """Return what a selector can ask of a node."""
+    return store.values_of(node)
+
+
+class GameNodeService:
+    """The state of nodes (L1)."""
+
+    def __init__(self, database: Database) -> None:
+        """Keep the rows in `database`."""
+        self._db = database
+
+    async def every(self) -> list[Node]:
+        """Return every node, by id."""
+        return await self._db.read(store.every)
+
+    async def get(self, node_id: str) -> Node:
+        """Return a node.
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND.
+        """
+        node = await self._db.read(lambda conn: store.get(conn, node_id))
+        if node is None:
+            raise not_found(node_id)
+        return node
+
+    async def register(
+        self, registration: Registration, *, session_id: str, now: Instant
+    ) -> RegistrationOutcome:
+        """Open a session for a node, new or known (A3); an older session changes nothing from now.
+
+        Its epoch is higher than any before. The session that the agent names is continued if it
+        is the newest, or the one before while the newest was never used (rule RL3).
+        """
+        node_id = registration.node_id
+        base = self._db.generation * EPOCHS_PER_GENERATION
+
+        def record(conn: Connection) -> RegistrationOutcome:
+            row = store.lock(conn, node_id)
+            if row is None:
+                epoch = base + 1
+                store.insert_registered(
+                    conn, registration, session_id=session_id, epoch=epoch, now=now
+                )
+                _append(conn, EventType.NODE_REGISTERED, node_id, now)
+                _append(conn, EventType.NODE_ONLINE, node_id, now, status="online")
+                return RegistrationOutcome(
+                    session=Session(node_id=node_id, session_id=session_id, epoch=epoch),
+                    maintenance=Maintenance.NORMAL,
+                    state_version=1,
+                    continuation=False,
+                    superseded=None,
+                )
+            epoch = max(row.session_epoch, base) + 1
+            named = registration.last_session_epoch
+            continuation = bool(registration.boot_id) and (
+                named == row.session_epoch
+                or (named == row.previous_epoch and not row.session_used and bool(named))
+            )
+            store.update_registered(
+                conn,
+                registration,
+                session_id=session_id,
+                epoch=epoch,
+                # What continues an unused session continues the one before that, too.
+                previous_epoch=row.session_epoch if row.session_used else row.previous_epoch,
+                continuity_epoch=row.continuity_epoch if continuation else epoch,
+                online_since=row.online_since if row.online else now,
+                now=now,
+            )
+            _append(conn, EventType.NODE_REGISTERED, node_id, now)
+            if not row.online:
+                _append(conn, EventType.NODE_ONLINE, node_id, now, status="online")
+            return RegistrationOutcome(
+                session=Session(node_id=node_id, session_id=session_id, epoch=epoch),
+                maintenance=Maintenance(row.maintenance),
+                state_version=row.state_version,
+                continuation=continuation,
+                superseded=Session(
+                    node_id=node_id, session_id=row.session_id, epoch=row.session_epoch
+                ),
+            )
+
+        return await self._db.write(record)
+
+    async def set_online(
+        self, node_id: str, *, epoch: int, online: bool, cause: str, link: Link, now: Instant
+    ) -> bool:
+        """Flip `online` of a node's newest session; False if there was nothing to flip."""
+
+        def record(conn: Connection) -> bool:
+            flipped = store.set_online(
+                conn,
+                node_id,
+                epoch=epoch,
+                online=online,
+                since=now if online else None,
+                link=link,
+                cause=cause,
+                now=now,
+            )
+            if flipped:
+                kind = EventType.NODE_ONLINE if online else EventType.NODE_OFFLINE
+                status = "online" if online else "offline"
+                _append(conn, kind, node_id, now, status=status, message=cause)
+            return flipped
+
+        return await self._db.write(record)
+
+    async def set_link(
+        self,
+        node_id: str,
+        *,
+        epoch: int,
+        stream_number: int,
+        link: Link,
+        cause: str,
+        now: Instant,
+    ) -> bool:
+        """Record the link of a node; False for a superseded session or stream."""
+        return await self._db.write(
+            lambda conn: store.set_link(
+                conn,
+                node_id,
+                epoch=epoch,
+                stream_number=stream_number,
+                link=link,
+                cause=cause,
+                now=now,
+            )
+        )
+
+    async def set_last_heartbeats(self, beats: Sequence[tuple[str, Instant]]) -> None:
+        """Write down when nodes were last heard."""
+        await self._db.write(lambda conn: store.set_last_heartbeats(conn, beats))
+
+    async def update_inventory(self, node_id: str, inventory: Inventory, *, now: Instant) -> None:
+        """Replace what is known of a node's parts; an event says so if it differs.
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND.
+        """
+
+        def record(conn: Connection) -> None:
+            node = store.get(conn, node_id)
+            if node is None:
+                raise not_found(node_id)
+            if node.inventory != inventory:
+                store.set_inventory(conn, node_id, inventory)
+                _append(conn, EventType.NODE_INVENTORY_CHANGED, node_id, now)
+
+        await self._db.write(record)
+
+
+def not_found(node_id: str) -> GameNodeError:
+    """Return the error for a node that is not known."""
+    return GameNodeError(
+        ErrorCode.NODE_NOT_FOUND,
+        f"no node {node_id}",
+        hint="list the nodes: gamenode nodes list",
+    )
+
+
+def _append(
+    conn: Connection,
+    kind: EventType,
+    node_id: str,
+    now: Instant,
+    *,
+    status: str = "",
+    message: str = "",
+) -> None:
+    events.append(
+        conn, NewEvent(type=kind, at=now, node_id=node_id, status=status, message=message)
+    )

@@ -1,0 +1,240 @@
+"""Rows of nodes: functions of a connection, without rules or commits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Row, exists, insert, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from gamenode.domain.inventory import Inventory
+from gamenode.domain.node import Link, Maintenance, Node, NodeType, Registration
+from gamenode.lib.clock import Instant
+from gamenode.server.db import schema
+
+_nodes: Final = schema.nodes.c
+
+
+def get(conn: Connection, node_id: str) -> Node | None:
+    """Return a node, or None."""
+    row = conn.execute(select(schema.nodes).where(_nodes.id == node_id)).first()
+    return _node(row) if row is not None else None
+
+
+def lock(conn: Connection, node_id: str) -> Row[Any] | None:
+    """Return a node's row and keep others from changing it until the commit."""
+    return conn.execute(select(schema.nodes).where(_nodes.id == node_id).with_for_update()).first()
+
+
+def every(conn: Connection) -> list[Node]:
+    """Return every node, by id."""
+    return [_node(row) for row in conn.execute(select(schema.nodes).order_by(_nodes.id))]
+
+
+def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
+    """Return the condition that guards every write that an agent causes (P3)."""
+    return exists().where(_nodes.id == node_id, _nodes.session_epoch == epoch)
+
+
+def continuity_epoch(conn: Connection, node_id: str) -> int:
+    """Return the oldest epoch that the node's newest session continues (rule RL3)."""
+    epoch: int = conn.scalar(select(_nodes.continuity_epoch).where(_nodes.id == node_id)) or 0
+    return epoch
+
+
+def insert_registered(
+    conn: Connection, registration: Registration, *, session_id: str, epoch: int, now: Instant
+) -> None:
+    """Add a node that was not known."""
+    conn.execute(
+        insert(schema.nodes).values(
+            id=registration.node_id,
+            display_name=registration.node_id,
+            maintenance=Maintenance.NORMAL,
+            state_version=1,
+            online=True,
+            online_since=now,
+            last_heartbeat_at=now,
+            link=Link.LOST,
+            link_since=now,
+            link_cause="registered",
+            previous_epoch=0,
+            continuity_epoch=epoch,
+            stream_number=0,
+            labels={},
+            note="",
+            registered_at=now,
+            **_stated(registration, session_id, epoch),
+        )
+    )
+
+
+def update_registered(
+    conn: Connection,
+    registration: Registration,
+    *,
+    session_id: str,
+    epoch: int,
+    previous_epoch: int,
+    continuity_epoch: int,
+    online_since: Instant | None,
+    now: Instant,
+) -> None:
+    """Take over what a known node says of itself, under its new session."""
+    conn.execute(
+        update(schema.nodes)
+        .where(_nodes.id == registration.node_id, _nodes.session_epoch < epoch)
+        .values(
+            online=True,
+            online_since=online_since,
+            last_heartbeat_at=now,
+            previous_epoch=previous_epoch,
+            continuity_epoch=continuity_epoch,
+            stream_number=0,
+            **_stated(registration, session_id, epoch),
+        )
+    )
+
+
+def set_online(
+    conn: Connection,
+    node_id: str,
+    *,
+    epoch: int,
+    online: bool,
+    since: Instant | None,
+    link: Link,
+    cause: str,
+    now: Instant,
+) -> bool:
+    """Flip `online`; return False if the session is not the newest or nothing would change."""
+    return _changed(
+        conn,
+        update(schema.nodes)
+        .where(_nodes.id == node_id, _nodes.session_epoch == epoch, _nodes.online.is_(not online))
+        .values(online=online, online_since=since, link=link, link_since=now, link_cause=cause),
+    )
+
+
+def set_link(
+    conn: Connection,
+    node_id: str,
+    *,
+    epoch: int,
+    stream_number: int,
+    link: Link,
+    cause: str,
+    now: Instant,
+) -> bool:
+    """Record the state of a node's link; guarded by session and stream (rule RL2)."""
+    return _changed(
+        conn,
+        update(schema.nodes)
+        .where(
+            _nodes.id == node_id,
+            _nodes.session_epoch == epoch,
+            _nodes.stream_number <= stream_number,
+        )
+        .values(
+            link=link,
+            link_since=now,
+            link_cause=cause,
+            stream_number=stream_number,
+            session_used=True,
+        ),
+    )
+
+
+def set_last_heartbeats(conn: Connection, beats: Sequence[tuple[str, Instant]]) -> None:
+    """Write down when nodes were last heard; not one row a heartbeat but all of some seconds."""
+    for node_id, at in beats:
+        conn.execute(update(schema.nodes).where(_nodes.id == node_id).values(last_heartbeat_at=at))
+
+
+def set_inventory(conn: Connection, node_id: str, inventory: Inventory) -> bool:
+    """Replace what is known of a node's parts."""
+    return _changed(
+        conn,
+        update(schema.nodes)
+        .where(_nodes.id == node_id)
+        .values(inventory=msgspec.to_builtins(inventory)),
+    )
+
+
+def _changed(conn: Connection, statement: Any) -> bool:
+    rows: int = conn.execute(statement).rowcount
+    return rows > 0
+
+
+def _stated(registration: Registration, session_id: str, epoch: int) -> dict[str, object]:
+    return {
+        "type": registration.type,
+        "session_id": session_id,
+        "session_epoch": epoch,
+        "session_used": False,
+        "boot_id": registration.boot_id,
+        "agent_version": registration.agent_version,
+        "env_names": sorted(registration.env_names),
+        "step_runtimes": sorted(registration.step_runtimes),
+        "host_labels": dict(registration.labels),
+        "inventory": msgspec.to_builtins(registration.inventory),
+    }
+
+
+def _node(row: Row[Any]) -> Node:
+    host_labels = {f"host/{key}": value for key, value in row.host_labels.items()}
+    return Node(
+        id=row.id,
+        display_name=row.display_name,
+        type=NodeType(row.type),
+        maintenance=Maintenance(row.maintenance),
+        state_version=row.state_version,
+        online=row.online,
+        online_since=row.online_since,
+        last_heartbeat_at=row.last_heartbeat_at,
+        link=Link(row.link),
+        link_since=row.link_since,
+        link_cause=row.link_cause,
+        session_id=row.session_id,
+        session_epoch=row.session_epoch,
+        boot_id=row.boot_id,
+        agent_version=row.agent_version,
+        env_names=frozenset(row.env_names),
+        step_runtimes=frozenset(row.step_runtimes),
+        labels={**row.labels, **host_labels},
+        note=row.note,
+        inventory=msgspec.convert(row.inventory, Inventory),
+        registered_at=row.registered_at,
+    )
+
+
+def values_of(node: Node) -> dict[str, tuple[str, ...]]:
+    """Return what a selector can ask of a node: labels, its fields, and inventory paths."""
+    values: dict[str, tuple[str, ...]] = {
+        "id": (node.id,),
+        "name": (node.display_name,),
+        "type": (node.type,),
+        "state": (node.maintenance,),
+        "online": (str(node.online).lower(),),
+        "agent_version": (node.agent_version,),
+    }
+    for root in ("hardware", "software", "network"):
+        _collect(getattr(node.inventory, root), "", values)
+    values.update({key: (value,) for key, value in node.labels.items()})
+    return values
+
+
+def _collect(value: object, path: str, into: dict[str, tuple[str, ...]]) -> None:
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            inner = f"{path}.{field.name}" if path else field.name
+            _collect(getattr(value, field.name), inner, into)
+    elif isinstance(value, tuple):
+        for item in value:
+            _collect(item, path, into)
+    elif value is not None:
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        into[path] = (*into.get(path, ()), text)
