@@ -102,6 +102,13 @@ class PipelineManager:
             pipeline_id, reason=reason, force=force, by=by, now=self._clock.now()
         )
 
+    async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
+        """Remove a node; its agent is told so."""
+        await self._service.remove_node(
+            node_id, force=force, reason=reason, by=by, now=self._clock.now()
+        )
+        self._nodes.forget(node_id, f"node {node_id} was removed")
+
     async def wait_ended(self, pipeline_id: str, timeout_s: float) -> Pipeline:
         """Return a pipeline as soon as it has ended, or as it is when the time is up."""
         deadline_s = self._clock.monotonic_s() + min(timeout_s, self._settings.wait_s_max)
