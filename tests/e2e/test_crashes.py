@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.support.cluster import Cluster, Started, counted, counting, eventually, pipeline, step
@@ -99,6 +100,27 @@ def test_a_cancel_reaches_a_step_whose_agent_was_dead(cluster: Cluster) -> None:
     cluster.agent()
     assert cluster.ended(pipeline_id)["status"] == "CANCELLED"
     eventually(lambda: not cluster.steps(), "no process of the step lives")
+
+
+def test_a_create_whose_answer_is_lost_makes_one_under_its_key(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    server = cluster.server()
+    cluster.agent()
+    starts = tmp_path / "starts"
+    for number, delay_s in enumerate((0.0, 0.002, 0.004)):
+        file = pipeline(step("a", f"echo {number} >>{starts}"), name=f"create-{number}")
+        with ThreadPoolExecutor(1) as pool:
+            lost = pool.submit(cluster.create, file, key=f"key-{number}")
+            time.sleep(delay_s)
+            server.kill()
+        server = cluster.server()
+        pipeline_id = cluster.create(file, key=f"key-{number}")
+        if lost.exception() is None:
+            assert lost.result() == pipeline_id
+        assert cluster.ended(pipeline_id)["status"] == "COMPLETED"
+    assert starts.read_text().split() == ["0", "1", "2"]
+    assert len(cluster.get("/pipelines")["items"]) == 3
 
 
 def test_random_kills_of_server_and_agent_lose_and_double_nothing(
