@@ -7,7 +7,8 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -166,10 +167,14 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
     events = cluster.start("events", "-f", "-o", "ndjson", "--after", "0", name="events")
     eventually(lambda: "here" in logs.stdout, "the log is followed")
     eventually(lambda: "step.running" in events.stdout, "the events are followed")
-    plain = http.client.HTTPConnection(cluster.http, timeout=STOP_S_MAX)
-    plain.request("GET", "/api/v1/events?follow=true&after=0")
-    stream = plain.getresponse()
-    with grpc.insecure_channel(cluster.grpc) as channel:
+    with (
+        closing(http.client.HTTPConnection(cluster.http, timeout=STOP_S_MAX)) as plain,
+        grpc.insecure_channel(cluster.grpc) as channel,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        plain.request("GET", "/api/v1/events?follow=true&after=0")
+        stream = plain.getresponse()
+        waiting = pool.submit(cluster.request, "GET", f"/api/v1/pipelines/{pipeline_id}?wait=60s")
         stub = pb_grpc.GameNodeServiceStub(channel)
         watching = stub.WatchEvents(pb.WatchEventsRequest(after=0))
         following = stub.StreamLogs(
@@ -180,12 +185,14 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
 
         assert server.stop(within_s=STOP_S_MAX) == 0
 
+        assert waiting.result().json["status"] == "RUNNING"
         assert "node.registered" in stream.read().decode()  # whole, to a clean end
         for call in (watching, following):
             with pytest.raises(grpc.RpcError) as ended:
                 for _ in call:
                     pass
             assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "the server is stopping" in str(ended.value.details())
     assert agent.alive
     cluster.server()
     cluster.until_connected()
@@ -194,6 +201,7 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
     assert (done.exit_code, done.stdout) == (0, "here\nthere\n")
     eventually(lambda: "pipeline.completed" in events.stdout, "the events go on")
     assert events.stop(signal.SIGINT) == 130
+    assert '"level": "error"' not in server.stderr
     assert "Traceback" not in server.stderr + agent.stderr + events.stderr
 
 
