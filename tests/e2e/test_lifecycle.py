@@ -165,6 +165,7 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
     cluster.until_step(pipeline_id, "a", "RUNNING")
     logs = cluster.start("logs", "-f", pipeline_id, name="logs")
     events = cluster.start("events", "-f", "-o", "ndjson", "--after", "0", name="events")
+    live = cluster.start("events", "-f", name="live-events")
     eventually(lambda: "here" in logs.stdout, "the log is followed")
     eventually(lambda: "step.running" in events.stdout, "the events are followed")
     with (
@@ -200,7 +201,9 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
     done = logs.done()
     assert (done.exit_code, done.stdout) == (0, "here\nthere\n")
     eventually(lambda: "pipeline.completed" in events.stdout, "the events go on")
-    assert events.stop(signal.SIGINT) == 130
+    assert events.stop(signal.SIGINT) == live.stop(signal.SIGINT) == 130
+    assert live.stderr.count("is not shown here") <= 1
+    assert agent.stderr.count("link.broken") < 20  # it tries again, but not without a pause
     assert '"level": "error"' not in server.stderr
     assert "Traceback" not in server.stderr + agent.stderr + events.stderr
 
