@@ -146,6 +146,20 @@ async def test_followers_see_every_byte_once_and_in_order_while_chunks_come(setu
         assert seen == setup.log
 
 
+async def test_a_stopping_server_breaks_followers_off_and_never_ends_a_log_that_goes_on(
+    setup: Setup,
+) -> None:
+    await setup.print(b"first\n")
+    async with aclosing(setup.manager.read(KEY, START, follow=True)) as slices:
+        seen = (await anext(slices)).data
+        setup.streamer.end_followers()
+        with pytest.raises(GameNodeError) as broken:
+            await anext(slices)
+    assert broken.value.code is ErrorCode.UNAVAILABLE
+    await setup.end()
+    assert seen == setup.log == await setup.read(follow=True)  # a whole log has its own end
+
+
 async def test_one_stalled_reader_stops_none_of_a_hundred(setup: Setup) -> None:
     await setup.print(b"first\n")
     stalled = setup.manager.read(KEY, START, follow=True)

@@ -110,13 +110,16 @@ class PipelineManager:
         self._nodes.forget(node_id, f"node {node_id} was removed")
 
     async def wait_ended(self, pipeline_id: str, timeout_s: float) -> Pipeline:
-        """Return a pipeline as soon as it has ended, or as it is when the time is up."""
+        """Return a pipeline as soon as it has ended, or as it is when the time is up.
+
+        A server that stops gives its answers: the time is up then.
+        """
         deadline_s = self._clock.monotonic_s() + min(timeout_s, self._settings.wait_s_max)
         with self._feed.watch(pipeline_id) as watch:
             while True:
                 pipeline = await self._service.get(pipeline_id)
                 left_s = deadline_s - self._clock.monotonic_s()
-                if pipeline.status.terminal or left_s <= 0:
+                if pipeline.status.terminal or left_s <= 0 or self._feed.closed:
                     return pipeline
                 await watch.changed(left_s)
 
