@@ -34,7 +34,7 @@ demo: $(VENV)/.server ## Start everything and run an example; ONCE=1 stops after
 	@$(BIN)/python tools/demo.py $(if $(ONCE),--once)
 
 test: $(VENV)/.dev ## Run every test that this machine can run
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -m "not bench and not soak" $(ARGS)
 
 test-deps: ## Install what the tests use beside Python, on Debian as root
 	apt-get update -qq

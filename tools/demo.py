@@ -46,7 +46,7 @@ def main() -> int:
                 break
         if not address:
             return dev.wait() or 1
-        run = [GAMENODE, "--url", address, "run", ROOT / "examples" / "hello.yaml"]
+        run = [str(GAMENODE), "--url", address, "run", str(ROOT / "examples" / "hello.yaml")]
         status = subprocess.run(run, check=False).returncode
         if "--once" not in sys.argv:
             print(

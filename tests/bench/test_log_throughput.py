@@ -36,6 +36,10 @@ BLOCK *= MIB // len(BLOCK)
 OUTPUT_BYTES = 600 * 1000 * 1000
 
 
+def report(line: str) -> None:
+    print(f"\n{line}")
+
+
 def test_framing_and_stripping() -> None:
     framed = cri.frame(LogStream.STDOUT, SystemClock().now(), BLOCK)
     for name, size, work in (
@@ -49,7 +53,7 @@ def test_framing_and_stripping() -> None:
             work()
             rounds += 1
         rate = rounds * size / (time.perf_counter() - began_s) / 1e6
-        print(f"\n{name}: {rate:.0f} MB/s of 80-byte lines")
+        report(f"{name}: {rate:.0f} MB/s of 80-byte lines")
 
 
 async def test_storing(sqlite_url: str, open_database: OpenDatabase, tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ async def test_storing(sqlite_url: str, open_database: OpenDatabase, tmp_path: P
         for chunk in sent:
             group.create_task(send(*chunk))
     rate = sum(len(chunk) for _, chunk, _ in sent) / (time.perf_counter() - began_s) / 1e6
-    print(f"\nappend: {rate:.0f} MB/s of log, durable")
+    report(f"append: {rate:.0f} MB/s of log, durable")
     await service.close()
 
 
@@ -96,7 +100,7 @@ async def test_live_latency(sqlite_url: str, open_database: OpenDatabase, tmp_pa
         await anext(following)
         waits_ms.append((time.perf_counter() - began_s) * 1000)
     cuts = statistics.quantiles(waits_ms, n=100)
-    print(f"\nlive, printed to followed: p50 {cuts[49]:.2f} ms, p99 {cuts[98]:.2f} ms")
+    report(f"live, printed to followed: p50 {cuts[49]:.2f} ms, p99 {cuts[98]:.2f} ms")
     await following.aclose()
     await agent.close()
     await service.close()
@@ -178,8 +182,8 @@ async def test_end_to_end_over_grpc_with_a_follower(tmp_path: Path) -> None:
             process.kill()
             await process.wait()
     assert end.complete
-    print(
-        f"\nend to end: {OUTPUT_BYTES / uploaded_s / 1e6:.0f} MB/s of step output uploaded, "
+    report(
+        f"end to end: {OUTPUT_BYTES / uploaded_s / 1e6:.0f} MB/s of step output uploaded, "
         f"{OUTPUT_BYTES / followed_s / 1e6:.0f} MB/s followed in another process"
     )
 

@@ -71,6 +71,16 @@ async def test_a_read_sees_every_write_that_was_answered(
         assert len(await database.read(keys)) == number + 1
 
 
+async def test_a_commit_waits_for_the_disk(database_url: str, open_database: OpenDatabase) -> None:
+    database = await open_database(database_url)
+    setting, safe = (
+        ("PRAGMA synchronous", 2)
+        if database_url.startswith("sqlite")
+        else ("SHOW synchronous_commit", "on")
+    )
+    assert await database.write(lambda conn: conn.exec_driver_sql(setting).scalar()) == safe
+
+
 async def test_servers_that_start_together_make_one_schema(postgres_url: str) -> None:
     settings = DatabaseSettings(url=postgres_url)
     opened = await asyncio.gather(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import Connection, delete, insert
+from sqlalchemy import Connection, delete, insert, text
 from tests.support.databases import OpenDatabase
 from tests.support.groups import HeldWriter, write_together
 
@@ -119,6 +119,45 @@ async def test_a_follower_that_reconnects_sees_each_event_of_all_servers_once_an
     for writer in range(16 * len(servers)):
         own = [entity for entity in seen if entity.startswith(f"{writer}/")]
         assert own == [f"{writer}/{number}" for number in range(25)], "answered, so in order"
+
+
+class Gate:
+    """A hook that keeps a transaction open after its events have got their ids."""
+
+    def __init__(self) -> None:
+        self.numbered = asyncio.Event()
+        self.opened = threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def before_commit(self, _: Connection, collected: Sequence[object]) -> object:
+        self._loop.call_soon_threadsafe(self.numbered.set)
+        assert self.opened.wait(WAIT_S)
+        return collected
+
+    def after_commit(self, outcome: object) -> None:
+        """Nothing to tell."""
+
+
+async def test_a_server_that_has_given_out_ids_commits_before_another_gives_out_any(
+    postgres_url: str, open_feed: OpenFeed
+) -> None:
+    first, feed = await open_feed(postgres_url)
+    second, _ = await open_feed(postgres_url)
+    gate = Gate()
+    first.on_commit(gate)
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    async with asyncio.timeout(WAIT_S):
+        earlier = asyncio.ensure_future(first.write(happened("earlier")))
+        await gate.numbered.wait()
+        later = asyncio.ensure_future(second.write(happened("later")))
+        while not later.done() and await first.read(lambda conn: conn.scalar(waiting)) == 0:
+            pass  # each round is a read of the database
+        overtaken = later.done()
+        gate.opened.set()
+        await asyncio.gather(earlier, later)
+    assert not overtaken
+    assert entities(await first.read(reading(0))) == ["earlier", "later"]
+    await feed.close()
 
 
 async def test_a_group_numbers_its_events_in_the_order_of_its_callers(

@@ -98,7 +98,7 @@ def assert_exact(setup: Setup, output: Output) -> None:
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what changes has no event
             await asyncio.sleep(0.001)
 
 

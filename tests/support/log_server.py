@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import uvloop
@@ -22,37 +21,28 @@ from gamenode.server.logs.media.files import LogFiles
 from gamenode.server.logs.service import LogService, LogSettings
 from gamenode.server.logs.streamer import From, LogStreamer, StreamerSettings
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
-from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as rpc
 
+SERVICE = "gamenode.v1.GameNodeService"
 MESSAGE_BYTES_MAX = 2 * 1024 * 1024
 
 
-class AppendLogs(rpc.GameNodeServiceServicer):
-    """The one method."""
-
-    def __init__(self, service: LogService) -> None:
-        self._service = service
-
-    async def AppendLogs(  # type: ignore[override]  # the stub has the union of both kinds  # noqa: N802 - the name on the wire
-        self, request: pb.AppendLogsRequest, context: Any
-    ) -> pb.AppendLogsResponse:
-        del context
-        log, position = request.log, request.position
-        answer = await self._service.append(
-            LogKey(log.pipeline_id, log.step_id, log.attempt, log.run),
-            node_id=request.node_id,
-            offset=request.offset,
-            chunk=request.chunk,
-            checksum=request.checksum,
-            position=LogPosition(
-                stdout_bytes=position.stdout_bytes,
-                stdout_lines=position.stdout_lines,
-                stderr_bytes=position.stderr_bytes,
-                stderr_lines=position.stderr_lines,
-            ),
-            now=SystemClock().now(),
-        )
-        return pb.AppendLogsResponse(next_offset=answer.next_offset, hash=answer.hash)
+async def append_logs(service: LogService, request: pb.AppendLogsRequest) -> pb.AppendLogsResponse:
+    log, position = request.log, request.position
+    answer = await service.append(
+        LogKey(log.pipeline_id, log.step_id, log.attempt, log.run),
+        node_id=request.node_id,
+        offset=request.offset,
+        chunk=request.chunk,
+        checksum=request.checksum,
+        position=LogPosition(
+            stdout_bytes=position.stdout_bytes,
+            stdout_lines=position.stdout_lines,
+            stderr_bytes=position.stderr_bytes,
+            stderr_lines=position.stderr_lines,
+        ),
+        now=SystemClock().now(),
+    )
+    return pb.AppendLogsResponse(next_offset=answer.next_offset, hash=answer.hash)
 
 
 async def serve(folder: Path) -> None:
@@ -73,7 +63,14 @@ async def serve(folder: Path) -> None:
         writer.close()
 
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)])
-    rpc.add_GameNodeServiceServicer_to_server(AppendLogs(service), server)
+    method = grpc.unary_unary_rpc_method_handler(
+        lambda request, _: append_logs(service, request),
+        request_deserializer=pb.AppendLogsRequest.FromString,
+        response_serializer=pb.AppendLogsResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(SERVICE, {"AppendLogs": method})]
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     followers = await asyncio.start_server(follow, "127.0.0.1", 0)

@@ -126,7 +126,7 @@ def chunks(log: Sequence[tuple[LogStream, bytes]]) -> list[tuple[int, bytes, Log
     offset, position = 0, LogPosition()
     for stream, data in log:
         framed = cri.frame(stream, SystemClock().now(), data)
-        position = cri.advance(position, stream, data)
+        position = cri.advance(position, stream, len(data), framed)
         sent.append((offset, framed, replace(position)))
         offset += len(framed)
     return sent

@@ -23,7 +23,7 @@ from gamenode.agent.settings import AgentSettings, HostSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.node import Registration
+from gamenode.domain.node import Registration, node_id_of
 from gamenode.lib.clock import Clock
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Agent:
             GameNodeError: a node id that is none, or a data folder that another agent holds.
         """
         self._settings = settings
-        self._node_id = settings.agent.node_id or _own_node_id()
+        self._node_id = settings.agent.node_id or node_id_of(platform.node())
         if not _NODE_ID.fullmatch(self._node_id):
             raise GameNodeError(
                 ErrorCode.INVALID_REQUEST,
@@ -134,10 +134,6 @@ class Agent:
             labels=self._settings.agent.labels,
             step_runtimes=frozenset({self._runtime.name}),
         )
-
-
-def _own_node_id() -> str:
-    return re.sub(r"[^a-z0-9.-]", "-", platform.node().lower()).strip("-.")[:63] or "node"
 
 
 def _make_runtime(settings: HostSettings, data: Path, node_id: str, clock: Clock) -> Runtime:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gamenode.domain.command import CancelOrder, Dispatch, ExecuteOrder
 from gamenode.domain.log import LogKey
+from gamenode.domain.node import Maintenance
 from gamenode.domain.pipeline import Reason, Status
 from gamenode.lib.clock import Instant
 from gamenode.lib.groups import GroupWorker
@@ -20,6 +21,9 @@ from gamenode.wire.codec import pack_order, unpack_order
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS session (
     id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS state (
+    id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL, maintenance TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS held (
     pipeline_id TEXT, attempt INTEGER, work BLOB, cancel_reason TEXT, cancel_message TEXT,
@@ -107,6 +111,11 @@ class Journal:
         row = self._connection.execute("SELECT epoch FROM session").fetchone()
         return row[0] if row else None
 
+    def state(self) -> tuple[int, Maintenance]:
+        """Return the maintenance state that the agent obeys, and its version."""
+        row = self._connection.execute("SELECT version, maintenance FROM state").fetchone()
+        return (row[0], Maintenance(row[1])) if row else (0, Maintenance.NORMAL)
+
     def held(self) -> list[Held]:
         """Return every dispatch that is held, with its tries, oldest first."""
         return [
@@ -147,6 +156,14 @@ class Journal:
             "INSERT INTO session VALUES (1, ?)"
             " ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch",
             (epoch,),
+        )
+
+    async def obey(self, version: int, maintenance: Maintenance) -> None:
+        """Remember the maintenance state to obey, before it is confirmed (rule RM1)."""
+        await self._write(
+            "INSERT INTO state VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE"
+            " SET version = excluded.version, maintenance = excluded.maintenance",
+            (version, maintenance),
         )
 
     async def accept(self, order: ExecuteOrder, first_try: LogKey | None) -> None:

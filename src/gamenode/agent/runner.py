@@ -25,9 +25,12 @@ from gamenode.domain.command import (
     Order,
     OrderAnswer,
     OrderOutcome,
+    StateConfirmation,
+    StateOrder,
 )
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.log import LogEnd, LogKey, LogPosition
+from gamenode.domain.node import Maintenance
 from gamenode.domain.pipeline import (
     Condition,
     PipelineReport,
@@ -109,6 +112,8 @@ class Runner:
         self._settings = settings
         self._supervisor = Supervisor()
         self._works: dict[Dispatch, _Work] = {}
+        self._state_version, self._maintenance = journal.state()
+        self._state_lock = asyncio.Lock()
         self._services: dict[LogKey, KeptService] = {}
 
     def resume(self) -> None:
@@ -132,6 +137,8 @@ class Runner:
                 return await self._execute(order)
             case CancelOrder():
                 return await self.cancel(order)
+            case StateOrder():
+                return await self._change_state(order)
 
     async def cancel(self, order: CancelOrder) -> OrderAnswer:
         """End a dispatch: its running step now, the rest never starts, clean-up steps still do.
@@ -159,12 +166,20 @@ class Runner:
         if work is not None:
             work.released.set()
 
+    @property
+    def state(self) -> tuple[int, Maintenance]:
+        """Return the maintenance state that is obeyed, and its version."""
+        return self._state_version, self._maintenance
+
     async def end_everything(self, message: str) -> int:
         """End every pipeline and service, clean-up steps run; return how many runs were ended.
 
         For an agent that its user stops for good (`gamenode dev`), not for a restart. Returns when
         nothing lives; a clean-up that takes longer than the settings allow is ended too.
         """
+        return await self._end_all(Reason.AGENT_STOPPED, message)
+
+    async def _end_all(self, reason: Reason, message: str) -> int:
         running = sum(
             outcome is None for work in self._works.values() for outcome in work.tries.values()
         )
@@ -174,7 +189,7 @@ class Runner:
                 await self.cancel(
                     CancelOrder(
                         dispatch=work.dispatch,
-                        reason=Reason.AGENT_STOPPED,
+                        reason=reason,
                         message=message,
                         force=force,
                     )
@@ -200,6 +215,35 @@ class Runner:
         """Let go of everything; what runs goes on without us."""
         await self._supervisor.close()
 
+    async def _change_state(self, order: StateOrder) -> OrderAnswer:
+        """Obey a maintenance state, and confirm it once it holds (E1, RM1, P12).
+
+        Disabled holds once nothing runs any more; until then the answer waits.
+        """
+        async with self._state_lock:
+            if order.version < self._state_version:
+                return OrderAnswer(
+                    outcome=OrderOutcome.REFUSED,
+                    reason="STATE_VERSION",
+                    message=f"version {self._state_version} is obeyed already",
+                )
+            if order.version > self._state_version:
+                # In memory first: an Execute that arrives while the disk is written is refused.
+                self._state_version, self._maintenance = order.version, order.target
+                await self._journal.obey(order.version, order.target)
+        if order.target is Maintenance.DISABLED:
+            await self._end_all(Reason.NODE_DISABLED, order.reason)
+        elif order.end_running:
+            await self._end_all(Reason.DRAINED, order.reason)
+        return OrderAnswer(
+            outcome=OrderOutcome.ACCEPTED,
+            confirmation=StateConfirmation(
+                version=order.version,
+                confirmed_at=self._clock.now(),
+                remaining=tuple(d for d, work in self._works.items() if not work.ended.is_set()),
+            ),
+        )
+
     async def _execute(self, order: ExecuteOrder) -> OrderAnswer:
         work = self._works.get(order.dispatch)
         if work is not None and work.order is None:
@@ -211,6 +255,12 @@ class Runner:
         if work is not None:
             await work.accepted.wait()
             return OrderAnswer(outcome=OrderOutcome.REPEATED)
+        if order.state_version < self._state_version or self._maintenance is not Maintenance.NORMAL:
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason="STATE_VERSION",
+                message=f"it is {self._maintenance} here since version {self._state_version}",
+            )
         if len(self._works) >= self._settings.pipelines_max:
             return OrderAnswer(
                 outcome=OrderOutcome.REFUSED,

@@ -36,7 +36,6 @@ from gamenode.domain.command import (
 from gamenode.domain.node import (
     Heartbeat,
     HeartbeatResult,
-    Maintenance,
     Registration,
     RegistrationAnswer,
 )
@@ -227,12 +226,13 @@ class Session:
         answer = self._answer
         assert answer is not None
         self._stream_number += 1
+        state_version, maintenance = self._runner.state
         statement = Statement(
             node_id=self._node_id,
             session_id=answer.session_id,
             stream_number=self._stream_number,
-            state_version=answer.state_version,
-            maintenance=Maintenance.NORMAL,
+            state_version=state_version,
+            maintenance=maintenance,
             held=tuple(
                 HeldPipeline(dispatch=dispatch, reports=self._outbox.of(dispatch))
                 for dispatch in self._runner.held()

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Final, Protocol, TypeVar
 
@@ -88,9 +89,9 @@ class UploaderSettings:
     idle_interval_s: float = 2.0
     """How long output may wait in the spool while nobody follows."""
     chunk_bytes_max: int = 1024 * 1024
-    window_chunks: int = 4
+    window_chunks: int = 8
     """How many chunks of one log may be on their way."""
-    in_flight_chunks_max: int = 16
+    in_flight_chunks_max: int = 32
     """How many chunks of all logs may be on their way; they are held in memory."""
     spool_bytes_max: int = 1024 * 1024 * 1024
     """How much may wait for the server; beyond it the steps' output is left where it is."""
@@ -390,42 +391,40 @@ class _Upload:
 
     async def _store(self, block: Block) -> None:
         """Spool a block, as far as the log's limit lets it; on a full disk, when there is room."""
-        most = self._settings.chunk_bytes_max - _RECORD_BYTES_MAX
-        for piece in cri.pieces(block.data, most):
+        start, failures = 0, 0
+        while start < len(block.data) and self._read.end < self._settings.log_bytes_max:
             await self._shared.room.wait()
-            failures = 0
-            while not await self._append(block, piece):
+            try:
+                end, _ = await self._shared.in_thread(
+                    partial(self._spool, block, start), self._spooled_up_to
+                )
+            except OSError:
+                _log.exception(
+                    "the log spool cannot be written; the output waits where it is",
+                    extra={"event": "log.spool_failed", "pipeline_id": self._key.pipeline_id},
+                )
                 failures += 1
                 await asyncio.sleep(self._settings.retry.delay_s(failures, self._shared.random))
-            if self._read.end >= self._settings.log_bytes_max:
-                return
+            else:
+                start, failures = end, 0
 
-    async def _append(self, block: Block, piece: bytes) -> bool:
-        try:
-            await self._shared.in_thread(lambda: self._spool(block, piece), self._spooled_up_to)
-        except OSError:
-            _log.exception(
-                "the log spool cannot be written; the output waits where it is",
-                extra={"event": "log.spool_failed", "pipeline_id": self._key.pipeline_id},
-            )
-            return False
-        return True
-
-    def _spool(self, block: Block, piece: bytes) -> _Mark:
-        framed = cri.frame(block.stream, block.at, piece)
-        most = self._settings.log_bytes_max
-        if self._read.end + len(framed) >= most:
+    def _spool(self, block: Block, start: int) -> tuple[int, _Mark]:
+        """Spool a piece of a block, at most one chunk; on a thread."""
+        most = self._settings.chunk_bytes_max - _RECORD_BYTES_MAX
+        end, framed = cri.frame_piece(block.stream, block.at, block.data, start, most)
+        position = cri.advance(self._read.position, block.stream, end - start, framed)
+        limit = self._settings.log_bytes_max
+        if self._read.end + len(framed) >= limit:
             # In one write with what reaches the limit, so that a log over it has its record.
-            record = b"what follows was dropped: the log's limit is %d bytes\n" % most
+            record = b"what follows was dropped: the log's limit is %d bytes\n" % limit
             framed += cri.frame(LogStream.GAMENODE, block.at, record)
         self._spooled.append(framed)
         if self._hash is not None:
             self._hash.update(framed)
-        return _Mark(
-            self._read.end + len(framed), cri.advance(self._read.position, block.stream, piece)
-        )
+        return end, _Mark(self._read.end + len(framed), position)
 
-    def _spooled_up_to(self, mark: _Mark) -> None:
+    def _spooled_up_to(self, spooled: tuple[int, _Mark]) -> None:
+        _, mark = spooled
         first = self._read.end == self._sent
         self._shared.room.add(mark.end - self._read.end)
         self._read = mark
@@ -489,25 +488,26 @@ class _Upload:
         on_their_way: deque[tuple[_Mark, asyncio.Task[AppendAnswer | GameNodeError]]] = deque()
         async with asyncio.TaskGroup() as group:
             while True:
-                while len(on_their_way) < self._settings.window_chunks:
-                    # What comes meanwhile is for the next time, or a busy step would be sent in
-                    # ever so small chunks.
-                    if self._sent >= until and not self._urgent():
+                # What comes meanwhile is for the next time, or a busy step would be sent in ever
+                # so small chunks.
+                goes_on = self._sent < until or self._urgent()
+                mark = self._next_mark() if goes_on else None
+                if mark is not None and len(on_their_way) < self._settings.window_chunks:
+                    sending = await self._send_chunk(group, mark)
+                    if sending is None:
                         break
-                    mark = self._next_mark()
-                    if mark is None:
-                        break
-                    sending = group.create_task(self._send_chunk(self._sent, mark))
                     on_their_way.append((mark, sending))
                     self._sent = mark.end
-                if not on_their_way:
+                elif on_their_way:
+                    mark, sending = on_their_way.popleft()
+                    if not self._taken(await sending, mark):
+                        break
+                    await self._pause()
+                else:
                     return True
-                mark, sending = on_their_way.popleft()
-                if not self._taken(await sending, mark):
-                    for _, rest in on_their_way:
-                        rest.cancel()
-                    return False
-                await self._pause()
+            for _, rest in on_their_way:
+                rest.cancel()
+        return False
 
     def _next_mark(self) -> _Mark | None:
         """Return the end of the next chunk: as far as one may reach."""
@@ -520,17 +520,27 @@ class _Upload:
             found = mark
         return found
 
-    async def _send_chunk(self, offset: int, mark: _Mark) -> AppendAnswer | GameNodeError:
-        async with self._shared.slots:
-            try:
-                chunk = await self._shared.in_thread(lambda: self._read_chunk(offset, mark.end))
-            except (OSError, EOFError) as error:
-                _log.exception(
-                    "the log spool cannot be read", extra={"event": "log.spool_unreadable"}
-                )
-                self._spool_failed = True
-                return GameNodeError(ErrorCode.INTERNAL, str(error))
-            return await self._transmit(offset, chunk, mark.position)
+    async def _send_chunk(
+        self, group: asyncio.TaskGroup, mark: _Mark
+    ) -> asyncio.Task[AppendAnswer | GameNodeError] | None:
+        """Read the next chunk and send it off; return None if it cannot be read.
+
+        The read is waited for here, since chunks must leave in order.
+        """
+        slots, offset = self._shared.slots, self._sent
+        await slots.acquire()
+        sending = None
+        try:
+            chunk = await self._shared.in_thread(lambda: self._read_chunk(offset, mark.end))
+            sending = group.create_task(self._transmit(offset, chunk, mark.position))
+            sending.add_done_callback(lambda _: slots.release())
+        except (OSError, EOFError):
+            _log.exception("the log spool cannot be read", extra={"event": "log.spool_unreadable"})
+            self._spool_failed = True
+        finally:
+            if sending is None:
+                slots.release()
+        return sending
 
     def _read_chunk(self, offset: int, end: int) -> bytes:
         self._spooled.trim(self._acknowledged)

@@ -142,6 +142,15 @@ class ApiClient:
         """Return the JSON at `path` below /api/v1; the server may take `wait_s` for it."""
         return self.send(Request("GET", API + path, query or {}, wait_s=wait_s)).json()
 
+    def put(self, path: str, body: Body, query: Query | None = None, *, wait_s: float = 0.0) -> Any:
+        """Put `body` to `path` below /api/v1; return the answer's JSON."""
+        content = json.dumps(body, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json"}
+        request = Request(
+            "PUT", API + path, query or {}, body=content, headers=headers, wait_s=wait_s
+        )
+        return self.send(request).json()
+
     def post(self, path: str, body: Body, *, headers: Mapping[str, str] | None = None) -> Any:
         """Post `body` to `path` below /api/v1; return the answer's JSON."""
         content = json.dumps(body, ensure_ascii=False).encode()

@@ -105,6 +105,14 @@ def list_(
     show_list(invocation, lambda: invocation.client.get("/nodes", query), VIEW, watch=watch)
 
 
+for _name, _short_help in (
+    ("maintenance", "Start nothing new on nodes; what runs goes on."),
+    ("disable", "End everything on nodes and let them only heartbeat."),
+    ("enable", "Let nodes work again."),
+):
+    nodes.add_lazy(_name, f"gamenode.cli.states:{_name}", _short_help)
+
+
 @nodes.command(
     "show",
     cls=Command,

@@ -17,6 +17,7 @@ from gamenode.domain.pipeline import (
     Status,
     StepType,
 )
+from gamenode.lib.clock import Instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,29 @@ class CancelOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateOrder:
+    """Take this maintenance state (RM1)."""
+
+    node_id: str
+    version: int
+    target: Maintenance
+    reason: str
+    requested_at: Instant
+    end_running: bool = False
+    """In maintenance: end what still runs, since a drain's deadline has passed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateConfirmation:
+    """The agent obeys a state, durably."""
+
+    version: int
+    confirmed_at: Instant
+    remaining: tuple[Dispatch, ...]
+    """What was accepted before and goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WantedEnd:
     """A pipeline whose end is wanted, while its node has not said that it knows."""
 
@@ -76,7 +100,7 @@ class WantedEnd:
     reason: str
 
 
-Order = ExecuteOrder | CancelOrder
+Order = ExecuteOrder | CancelOrder | StateOrder
 
 
 class OrderOutcome(StrEnum):
@@ -94,6 +118,8 @@ class OrderAnswer:
     outcome: OrderOutcome
     reason: str = ""
     message: str = ""
+    confirmation: StateConfirmation | None = None
+    """The answer to a `StateOrder`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,6 +20,11 @@ class NodeType(StrEnum):
     CONTAINER = "container"
 
 
+def node_id_of(host_name: str) -> str:
+    """Return the node id that a host has unless it is given another."""
+    return re.sub(r"[^a-z0-9.-]", "-", host_name.lower()).strip("-.")[:63] or "node"
+
+
 class Maintenance(StrEnum):
     """What a node may be used for."""
 
@@ -32,6 +38,48 @@ MAINTENANCE_TRANSITIONS: Final[Mapping[Maintenance, frozenset[Maintenance]]] = {
     Maintenance.MAINTENANCE: frozenset({Maintenance.NORMAL, Maintenance.DISABLED}),
     Maintenance.DISABLED: frozenset({Maintenance.NORMAL}),
 }
+
+
+def sources_of(target: Maintenance) -> frozenset[Maintenance]:
+    """Return the states from which a node may enter `target`; SQL guards use it too."""
+    return frozenset(s for s, targets in MAINTENANCE_TRANSITIONS.items() if target in targets)
+
+
+class DrainThen(StrEnum):
+    """What happens to what still runs when a drain's deadline has passed (E7)."""
+
+    KEEP = "keep"
+    END = "end"
+    DISABLE = "disable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """How a node is emptied: until when, what then, and when it works again by itself."""
+
+    deadline_at: Instant | None = None
+    then: DrainThen = DrainThen.KEEP
+    until: Instant | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChange:
+    """One change of what a node may be used for: wanted, pushed, confirmed (E1)."""
+
+    node_id: str
+    version: int
+    target: Maintenance
+    reason: str
+    requested_by: str
+    requested_at: Instant
+    pushed_at: Instant | None
+    confirmed_at: Instant | None
+    remaining: int | None
+    """How many pipelines went on when the agent confirmed."""
+    error: str
+    draining: bool
+    drain: Drain
+    end_running: bool
 
 
 class Link(StrEnum):
@@ -126,6 +174,8 @@ class Node:
     type: NodeType
     maintenance: Maintenance
     state_version: int
+    state_change: StateChange | None
+    """The newest change; None for a node that was never changed."""
     online: bool
     online_since: Instant | None
     last_heartbeat_at: Instant | None

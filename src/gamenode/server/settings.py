@@ -13,6 +13,7 @@ from gamenode.server.logs.service import LogSettings
 from gamenode.server.logs.streamer import StreamerSettings
 from gamenode.server.metrics.service import MetricSettings
 from gamenode.server.nodes.manager import NodeSettings
+from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
 from gamenode.server.pipelines.manager import PipelineSettings
 from gamenode.server.rpc.agent_link import AgentLinkSettings
@@ -42,6 +43,7 @@ class ServerSettings:
     rpc: RpcSettings = field(default_factory=RpcSettings)
     agent_link: AgentLinkSettings = field(default_factory=AgentLinkSettings)
     nodes: NodeSettings = field(default_factory=NodeSettings)
+    states: StateSettings = field(default_factory=StateSettings)
     dispatch: DispatcherSettings = field(default_factory=DispatcherSettings)
     pipelines: PipelineSettings = field(default_factory=PipelineSettings)
     logs: LogSettings = field(default_factory=LogSettings)

@@ -27,7 +27,9 @@ from gamenode.domain.command import (
     OrderAnswer,
     OrderOutcome,
     ServerWord,
+    StateConfirmation,
     Statement,
+    StateOrder,
     Welcome,
 )
 from gamenode.domain.event import Event
@@ -481,6 +483,14 @@ def _encode_command(fenced: FencedOrder) -> pb.Command:
             command.cancel.reason = order.reason
             command.cancel.message = order.message
             command.cancel.force = order.force
+        case StateOrder() as order:
+            request = command.change_state
+            request.node_id = order.node_id
+            request.target_state = _MAINTENANCE_OUT[order.target]
+            request.reason = order.reason
+            request.time = order.requested_at
+            request.version = order.version
+            request.end_running = order.end_running
     return command
 
 
@@ -495,24 +505,51 @@ def _decode_order(command: pb.Command) -> Order | None:
                 message=command.cancel.message,
                 force=command.cancel.force,
             )
+        case "change_state":
+            return StateOrder(
+                node_id=command.change_state.node_id,
+                version=command.change_state.version,
+                target=_MAINTENANCE[command.change_state.target_state],
+                reason=command.change_state.reason,
+                requested_at=Instant(command.change_state.time),
+                end_running=command.change_state.end_running,
+            )
         case _:
             return None
 
 
 def encode_answer(sequence: int, answer: OrderAnswer) -> pb.CommandAnswer:
     """Return the message of an answer to a command."""
-    return pb.CommandAnswer(
+    message = pb.CommandAnswer(
         sequence=sequence,
         outcome=_ORDER_OUTCOME_OUT[answer.outcome],
         reason=answer.reason,
         message=answer.message,
     )
+    if answer.confirmation is not None:
+        message.state_change.accepted = True
+        message.state_change.version = answer.confirmation.version
+        message.state_change.confirmed_at = answer.confirmation.confirmed_at
+        message.state_change.accepted_pipelines.extend(
+            _encode_dispatches(answer.confirmation.remaining)
+        )
+    return message
 
 
 def decode_answer(message: pb.CommandAnswer) -> OrderAnswer:
     """Return an agent's answer to a command."""
+    confirmation = None
+    if message.HasField("state_change") and message.state_change.accepted:
+        confirmation = StateConfirmation(
+            version=message.state_change.version,
+            confirmed_at=Instant(message.state_change.confirmed_at),
+            remaining=_decode_dispatches(message.state_change.accepted_pipelines),
+        )
     return OrderAnswer(
-        outcome=_ORDER_OUTCOME[message.outcome], reason=message.reason, message=message.message
+        outcome=_ORDER_OUTCOME[message.outcome],
+        reason=message.reason,
+        message=message.message,
+        confirmation=confirmation,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import time
 from calendar import timegm
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import xxhash
@@ -24,7 +24,6 @@ from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
 STAMP_BYTES: Final = 30
 """Length of the instant that a line begins with; stamps sort as text as they do in time."""
 
-_LINE_OVERHEAD_BYTES: Final = CRI_PREFIX_BYTES + 1
 _SECOND_BYTES: Final = 19
 
 _PREFIX: Final = re.compile(
@@ -69,38 +68,44 @@ def frame(stream: LogStream, at: Instant, data: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def pieces(data: bytes, framed_bytes_max: int) -> Iterator[bytes]:
-    """Yield `data` in pieces that have at most `framed_bytes_max` bytes each when they are framed.
+def frame_piece(
+    stream: LogStream, at: Instant, data: bytes, start: int, framed_bytes_max: int
+) -> tuple[int, bytes]:
+    """Frame as much of `data` from `start` on as fits; return where it ends, and the lines.
 
-    Cut at newlines, but for a line that is too long by itself.
+    Cut at a newline, but for a line that is too long by itself.
     """
-    start = 0
-    while start < len(data):
-        end = min(len(data), start + framed_bytes_max)
-        while _framed_bytes_at_most(data, start, end) > framed_bytes_max:
-            end = start + max(1, (end - start) // 2)
+    # Lines of 70 bytes and more fit at the first try.
+    size = framed_bytes_max * 5 // 8
+    while True:
+        end = min(len(data), start + size)
         if end < len(data):
             end = data.rfind(b"\n", start, end) + 1 or end
-        yield data[start:end]
-        start = end
+        framed = frame(stream, at, data[start:end])
+        if len(framed) <= framed_bytes_max:
+            return end, framed
+        size = max(1, (end - start) * framed_bytes_max // len(framed) * 15 // 16)
 
 
-def advance(position: LogPosition, stream: LogStream, data: bytes) -> LogPosition:
-    """Return how far the streams have been read after `data` of one of them."""
-    lines = data.count(b"\n")
+def advance(
+    position: LogPosition, stream: LogStream, data_bytes: int, framed: bytes
+) -> LogPosition:
+    """Return how far the streams have been read after `data_bytes` of one, framed as `framed`."""
+    # Each ended line adds a prefix; a last one that is not ended adds a newline as well.
+    lines = (len(framed) - data_bytes) // CRI_PREFIX_BYTES
+    if framed and (len(framed) - data_bytes) % CRI_PREFIX_BYTES:
+        lines -= 1
     match stream:
         case LogStream.STDOUT:
-            return LogPosition(
-                stdout_bytes=position.stdout_bytes + len(data),
+            return replace(
+                position,
+                stdout_bytes=position.stdout_bytes + data_bytes,
                 stdout_lines=position.stdout_lines + lines,
-                stderr_bytes=position.stderr_bytes,
-                stderr_lines=position.stderr_lines,
             )
         case LogStream.STDERR:
-            return LogPosition(
-                stdout_bytes=position.stdout_bytes,
-                stdout_lines=position.stdout_lines,
-                stderr_bytes=position.stderr_bytes + len(data),
+            return replace(
+                position,
+                stderr_bytes=position.stderr_bytes + data_bytes,
                 stderr_lines=position.stderr_lines + lines,
             )
         case LogStream.GAMENODE:
@@ -201,10 +206,6 @@ def select(block: bytes, stream: LogStream) -> bytes:
     width = _UNUSUAL_COLUMN
     lines = [line for line in block.split(b"\n") if line.startswith(wanted, width)]
     return b"\n".join([*lines, b""]) if lines else b""
-
-
-def _framed_bytes_at_most(data: bytes, start: int, end: int) -> int:
-    return end - start + _LINE_OVERHEAD_BYTES * (data.count(b"\n", start, end) + 1)
 
 
 def _strip_usual(block: bytes) -> bytes:

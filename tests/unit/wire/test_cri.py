@@ -83,7 +83,8 @@ def test_positions_derived_from_a_log_are_those_counted_while_it_was_written(
 ) -> None:
     counted = LogPosition()
     for stream, _, data in parts:
-        counted = cri.advance(counted, stream, data)
+        framed_data = cri.frame(stream, AT, data)
+        counted = cri.advance(counted, stream, len(data), framed_data)
     log = b"".join(framed(parts))
     assert cri.advance_framed(LogPosition(), log) == (counted, len(log))
 
@@ -98,15 +99,25 @@ def test_a_torn_end_is_not_taken_for_lines(
     assert cri.advance_framed(LogPosition(), cut)[1] == cut.rfind(b"\n") + 1
 
 
+def cut(data: bytes, most: int) -> list[tuple[bytes, bytes]]:
+    pieces, start = [], 0
+    while start < len(data):
+        end, lines = cri.frame_piece(LogStream.STDOUT, AT, data, start, most)
+        pieces.append((data[start:end], lines))
+        start = end
+    return pieces
+
+
 @given(output, st.integers(100, 300))
 def test_pieces_are_the_output_and_fit_when_framed(data: bytes, most: int) -> None:
-    pieces = list(cri.pieces(data * 5, most))
-    assert b"".join(pieces) == data * 5
-    assert all(0 < len(cri.frame(LogStream.STDOUT, AT, piece)) <= most for piece in pieces)
+    pieces = cut(data * 5, most)
+    assert b"".join(piece for piece, _ in pieces) == data * 5
+    assert all(cri.strip(lines) == piece for piece, lines in pieces)
+    assert all(0 < len(lines) <= most for _, lines in pieces)
 
 
 def test_pieces_end_at_newlines_where_there_are_any() -> None:
-    pieces = list(cri.pieces(b"some text\n" * 100 + b"end", 1000))
+    pieces = [piece for piece, _ in cut(b"some text\n" * 100 + b"end", 1000)]
     assert len(pieces) > 1
     assert all(piece.endswith(b"\n") for piece in pieces[:-1])
 

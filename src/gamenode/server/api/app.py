@@ -28,6 +28,7 @@ from gamenode.server.api.nodes import NodeRoutes
 from gamenode.server.api.nouns import Nouns
 from gamenode.server.api.operation import Authenticate, Operation, Resource, no_route
 from gamenode.server.api.pipelines import PipelineRoutes
+from gamenode.server.api.states import StateRoutes
 from gamenode.server.api.streams import Streams
 from gamenode.server.api.system import SystemRoutes
 
@@ -81,6 +82,12 @@ def create_api(
 
     operations: Sequence[Operation[Any, Any]] = (
         *NodeRoutes(nouns.nodes).operations(),
+        *StateRoutes(
+            nouns.nodes,
+            loads=nouns.pipeline_service.loads,
+            clock=clock,
+            wait_s_max=settings.wait_s_max,
+        ).operations(),
         *PipelineRoutes(
             nouns.pipeline_manager, nouns.pipeline_service, wait_s_max=settings.wait_s_max
         ).operations(),

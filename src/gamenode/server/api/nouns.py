@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from gamenode.domain.access import Actor
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.log import LogKey, LogSlice
-from gamenode.domain.node import Maintenance, Node
+from gamenode.domain.node import Drain, Maintenance, Node, StateChange
 from gamenode.domain.pipeline import NewPipeline, Pipeline, Status
 from gamenode.domain.selector import Selector
 from gamenode.lib.clock import Instant
@@ -31,6 +31,9 @@ class PipelineManager(Protocol):
 
 class PipelineService(Protocol):
     """The record of pipelines."""
+
+    async def loads(self) -> Mapping[str, int]:
+        """Return how many pipelines are bound to each node and have not ended."""
 
     async def get(self, pipeline_id: str) -> Pipeline:
         """Return a pipeline, or raise PIPELINE_NOT_FOUND."""
@@ -64,6 +67,21 @@ class NodeManager(Protocol):
         after: str,
     ) -> Sequence[Node]:
         """Return nodes by their ids, from behind `after` on."""
+
+    async def change_state(
+        self,
+        node_id: str,
+        target: Maintenance,
+        *,
+        drain: Drain | None,
+        by: Actor,
+        reason: str,
+        wait_s: float = 0.0,
+    ) -> Node:
+        """Want a node's state; wait for its agent's confirmation for a while."""
+
+    async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
+        """Return a node's state changes, newest first."""
 
 
 class LogManager(Protocol):

@@ -144,18 +144,21 @@ class LogService:
             position=LogPosition(),
             now=now,
         )
-        fresh = log[answer.position.stdout_bytes :]
-        for piece in cri.pieces(fresh, self._settings.chunk_bytes_max):
-            framed = cri.frame(LogStream.STDOUT, now, piece)
+        start = answer.position.stdout_bytes
+        while start < len(log):
+            end, framed = cri.frame_piece(
+                LogStream.STDOUT, now, log, start, self._settings.chunk_bytes_max
+            )
             answer = await self.append(
                 key,
                 node_id=node_id,
                 offset=answer.next_offset,
                 chunk=framed,
                 checksum=cri.checksum(framed),
-                position=cri.advance(answer.position, LogStream.STDOUT, piece),
+                position=cri.advance(answer.position, LogStream.STDOUT, end - start, framed),
                 now=now,
             )
+            start = end
         return LogEnd(length_bytes=answer.next_offset, hash=answer.hash, complete=True)
 
     async def stored(self, key: LogKey) -> StoredLog | None:

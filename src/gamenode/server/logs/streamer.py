@@ -31,7 +31,7 @@ _LINE: Final = re.compile(rb"[^\n]*\n|[^\n]+\Z")
 class StreamerSettings:
     """The bounds of reading logs."""
 
-    block_bytes_max: int = 256 * 1024
+    block_bytes_max: int = 512 * 1024
     """How much is read at once: what a reader holds in memory."""
     line_bytes_max: int = 2 * 1024 * 1024
     """The longest line that is given as a whole."""

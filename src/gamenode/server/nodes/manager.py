@@ -7,10 +7,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from gamenode.domain.access import Actor
 from gamenode.domain.command import Closed, CloseReason, Statement
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
+    Drain,
     Heartbeat,
     HeartbeatResult,
     Link,
@@ -19,6 +21,7 @@ from gamenode.domain.node import (
     Registration,
     RegistrationAnswer,
     Session,
+    StateChange,
 )
 from gamenode.domain.placement import Candidate
 from gamenode.domain.selector import Lookup, Selector
@@ -26,6 +29,7 @@ from gamenode.lib.clock import Clock, Instant
 from gamenode.lib.ids import Ids
 from gamenode.server.nodes.connections import AgentConnection, ConnectionManager
 from gamenode.server.nodes.service import GameNodeService, not_found, values_of
+from gamenode.server.nodes.states import StateKeeper, StateSettings
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +55,13 @@ class NodeManager:
     """Registers nodes, hears them, and says when one is not heard any more (L3)."""
 
     def __init__(
-        self, *, service: GameNodeService, clock: Clock, ids: Ids, settings: NodeSettings
+        self,
+        *,
+        service: GameNodeService,
+        clock: Clock,
+        ids: Ids,
+        settings: NodeSettings,
+        states: StateSettings,
     ) -> None:
         """Know nobody until `load`."""
         self._service = service
@@ -62,6 +72,13 @@ class NodeManager:
             clock=clock,
             heartbeat_timeout_s=settings.heartbeat_timeout_s,
             reconnect_grace_s=settings.reconnect_grace_s,
+        )
+        self.states = StateKeeper(
+            service=service,
+            connections=self._connections,
+            refresh=self._refresh,
+            clock=clock,
+            settings=states,
         )
         self._nodes: dict[str, Node] = {}
         self._values: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -144,6 +161,9 @@ class NodeManager:
         known.round_trip_s = beat.round_trip_s
         if not known.online:
             await self._set_online(node, "heartbeat")
+        change = node.state_change
+        if node.simple and change is not None and change.confirmed_at is None:
+            await self.states.seen(change)
         return HeartbeatResult(
             counted=True, maintenance=node.maintenance, state_version=node.state_version
         )
@@ -185,6 +205,7 @@ class NodeManager:
     def opened(self) -> None:
         """Say that a stream was reconciled: its node can take work from now on."""
         self._announce()
+        self.states.wake()
 
     async def detach(self, connection: AgentConnection, cause: str) -> None:
         """Note that a stream ended; its node has the reconnect grace from now."""
@@ -209,6 +230,45 @@ class NodeManager:
         for _, known in self._connections.every():
             if known.connection is not None:
                 known.connection.close(closed)
+
+    # Maintenance
+
+    async def change_state(
+        self,
+        node_id: str,
+        target: Maintenance,
+        *,
+        drain: Drain | None,
+        by: Actor,
+        reason: str,
+        wait_s: float = 0.0,
+    ) -> Node:
+        """Want a node's maintenance state, and wait for its agent's confirmation for a while (E).
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; CONFLICT, a change that E2 does not allow.
+        """
+        change = await self._service.change_state(
+            node_id, target, drain=drain, by=by, reason=reason, now=self._clock.now()
+        )
+        await self._refresh(node_id)
+        self.states.wake()
+        if change is not None and wait_s > 0:
+            await self.states.wait_confirmed(node_id, change.version, wait_s)
+        return await self.get(node_id)
+
+    async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
+        """Return a node's newest state changes, newest first.
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND.
+        """
+        await self.get(node_id)
+        return await self._service.state_changes(node_id, limit)
+
+    async def _refresh(self, node_id: str) -> None:
+        self._remember(await self._service.get(node_id))
+        self._announce()
 
     # Loops
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sqlalchemy import Connection
 from sqlalchemy.sql.elements import ColumnElement
 
+from gamenode.domain.access import SYSTEM, Actor, ActorKind, Role
+from gamenode.domain.audit import AuditEntry, AuditOutcome
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import EventType, NewEvent
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
+    Drain,
+    DrainThen,
     Link,
     Maintenance,
     Node,
     Registration,
     RegistrationOutcome,
     Session,
+    StateChange,
+    sources_of,
 )
 from gamenode.lib.clock import Instant
 from gamenode.server.db.database import Database
+from gamenode.server.events import audit
 from gamenode.server.events import store as events
 from gamenode.server.nodes import store
 
@@ -180,6 +187,136 @@ class GameNodeService:
         """Write down when nodes were last heard."""
         await self._db.write(lambda conn: store.set_last_heartbeats(conn, beats))
 
+    # Maintenance: wanted, pushed, confirmed
+
+    async def change_state(
+        self,
+        node_id: str,
+        target: Maintenance,
+        *,
+        drain: Drain | None,
+        by: Actor,
+        reason: str,
+        now: Instant,
+    ) -> StateChange | None:
+        """Record the state that a node shall have; the same state again changes nothing (E2).
+
+        Returns the change that stands: the new one, or the one before (None where the node never
+        was in another state). It is pushed afterwards, and again until the agent confirms it.
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; CONFLICT where E2 does not allow the change.
+        """
+
+        def record(conn: Connection) -> StateChange | None:
+            row = store.lock(conn, node_id)
+            if row is None:
+                raise not_found(node_id)
+            if row.maintenance == target:
+                return store.newest_change(conn, node_id, row.state_version)
+            return _record_change(
+                conn,
+                node_id,
+                target,
+                sources=sources_of(target),
+                before=row.maintenance,
+                drain=drain,
+                by=by,
+                reason=reason,
+                now=now,
+            )
+
+        return await self._db.write(record)
+
+    async def end_running(self, change: StateChange, *, now: Instant) -> StateChange | None:
+        """Follow a drain's deadline up: end what runs, or disable; None if it is overtaken."""
+        disable = change.drain.then is DrainThen.DISABLE
+        target = Maintenance.DISABLED if disable else Maintenance.MAINTENANCE
+
+        def record(conn: Connection) -> StateChange | None:
+            row = store.lock(conn, change.node_id)
+            if row is None or row.state_version != change.version:
+                return None
+            if change.drain.then is DrainThen.KEEP:
+                store.clear_deadline(conn, change.node_id, change.version)
+                return None
+            return _record_change(
+                conn,
+                change.node_id,
+                target,
+                sources=frozenset({change.target}),
+                before=row.maintenance,
+                drain=Drain(until=change.drain.until),
+                by=SYSTEM,
+                reason=f"{change.reason} (its deadline has passed)",
+                now=now,
+                end_running=not disable,
+            )
+
+        return await self._db.write(record)
+
+    async def unconfirmed_changes(self, limit: int) -> Sequence[StateChange]:
+        """Return the newest change of every node that has not confirmed it."""
+        return await self._db.read(lambda conn: store.unconfirmed(conn, limit))
+
+    async def due_changes(self, now: Instant, limit: int) -> Sequence[StateChange]:
+        """Return the newest changes whose deadline or end has come."""
+        return await self._db.read(lambda conn: store.due(conn, now, limit))
+
+    async def state_changes(self, node_id: str, limit: int) -> Sequence[StateChange]:
+        """Return a node's newest changes, newest first."""
+        return await self._db.read(lambda conn: store.changes(conn, node_id, limit))
+
+    async def state_pushed(self, change: StateChange, *, now: Instant) -> None:
+        """Note when a change was first sent."""
+        if change.pushed_at is None:
+            await self._db.write(
+                lambda conn: store.set_change(
+                    conn, change.node_id, change.version, {"pushed_at": now}
+                )
+            )
+
+    async def confirm_state(
+        self, change: StateChange, *, confirmed_at: Instant, remaining: int | None, now: Instant
+    ) -> bool:
+        """Take the agent's word that it obeys a change; it counts for that version only (RM1)."""
+
+        def record(conn: Connection) -> bool:
+            values = {"confirmed_at": confirmed_at, "remaining": remaining, "error": ""}
+            if not store.set_change(conn, change.node_id, change.version, values):
+                return False
+            _append(
+                conn,
+                EventType.NODE_STATE_CONFIRMED,
+                change.node_id,
+                now,
+                status=change.target,
+                message=change.reason,
+            )
+            audit.append(conn, _audit_of(change, AuditOutcome.CONFIRMED, now))
+            return True
+
+        return await self._db.write(record)
+
+    async def state_failed(self, change: StateChange, error: str, *, now: Instant) -> None:
+        """Note that a change was not confirmed in time; it is tried on, and said once (E4)."""
+        if change.error:
+            return
+
+        def record(conn: Connection) -> None:
+            if store.set_change(conn, change.node_id, change.version, {"error": error}):
+                _append(
+                    conn,
+                    EventType.NODE_STATE_FAILED,
+                    change.node_id,
+                    now,
+                    status=change.target,
+                    message=error,
+                )
+                audit.append(conn, _audit_of(change, AuditOutcome.FAILED, now))
+
+        await self._db.write(record)
+
     async def update_inventory(self, node_id: str, inventory: Inventory, *, now: Instant) -> None:
         """Replace what is known of a node's parts; an event says so if it differs.
 
@@ -196,6 +333,79 @@ class GameNodeService:
                 _append(conn, EventType.NODE_INVENTORY_CHANGED, node_id, now)
 
         await self._db.write(record)
+
+
+def _record_change(
+    conn: Connection,
+    node_id: str,
+    target: Maintenance,
+    *,
+    sources: frozenset[Maintenance],
+    before: str,
+    drain: Drain | None,
+    by: Actor,
+    reason: str,
+    now: Instant,
+    end_running: bool = False,
+) -> StateChange:
+    version = store.set_maintenance(conn, node_id, target, sources=sources)
+    if version is None:
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"node {node_id} is {before} and cannot become {target}",
+            hint="a disabled node becomes normal first" if before == "disabled" else "",
+        )
+    change = StateChange(
+        node_id=node_id,
+        version=version,
+        target=target,
+        reason=reason,
+        requested_by=by.name,
+        requested_at=now,
+        pushed_at=None,
+        confirmed_at=None,
+        remaining=None,
+        error="",
+        draining=drain is not None,
+        drain=drain or Drain(),
+        end_running=end_running,
+    )
+    store.insert_change(conn, change)
+    _append(
+        conn,
+        EventType.NODE_STATE_REQUESTED,
+        node_id,
+        now,
+        status=target,
+        message=reason,
+        data={"by": by.name, "before": before, "version": str(version)},
+    )
+    audit.append(
+        conn,
+        AuditEntry(
+            at=now,
+            actor=by,
+            action="node.state",
+            target=node_id,
+            reason=reason,
+            before=before,
+            after=target,
+        ),
+    )
+    return change
+
+
+def _audit_of(change: StateChange, outcome: AuditOutcome, now: Instant) -> AuditEntry:
+    agent = Actor(kind=ActorKind.NODE, name=change.node_id, role=Role.NODE)
+    return AuditEntry(
+        at=now,
+        actor=agent if outcome is AuditOutcome.CONFIRMED else SYSTEM,
+        action="node.state",
+        target=change.node_id,
+        reason=change.reason,
+        outcome=outcome,
+        after=change.target,
+    )
 
 
 def not_found(node_id: str) -> GameNodeError:
@@ -215,7 +425,11 @@ def _append(
     *,
     status: str = "",
     message: str = "",
+    data: Mapping[str, str] | None = None,
 ) -> None:
     events.append(
-        conn, NewEvent(type=kind, at=now, node_id=node_id, status=status, message=message)
+        conn,
+        NewEvent(
+            type=kind, at=now, node_id=node_id, status=status, message=message, data=data or {}
+        ),
     )

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, exists, insert, select, update
+from sqlalchemy import Connection, Row, exists, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.inventory import Inventory
-from gamenode.domain.node import Link, Maintenance, Node, NodeType, Registration
+from gamenode.domain.node import (
+    Drain,
+    DrainThen,
+    Link,
+    Maintenance,
+    Node,
+    NodeType,
+    Registration,
+    StateChange,
+)
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
 
 _nodes: Final = schema.nodes.c
+_changes: Final = schema.state_changes.c
 
 
 def get(conn: Connection, node_id: str) -> Node | None:
     """Return a node, or None."""
     row = conn.execute(select(schema.nodes).where(_nodes.id == node_id)).first()
-    return _node(row) if row is not None else None
+    if row is None:
+        return None
+    return _node(row, newest_change(conn, node_id, row.state_version))
 
 
 def lock(conn: Connection, node_id: str) -> Row[Any] | None:
@@ -31,7 +43,119 @@ def lock(conn: Connection, node_id: str) -> Row[Any] | None:
 
 def every(conn: Connection) -> list[Node]:
     """Return every node, by id."""
-    return [_node(row) for row in conn.execute(select(schema.nodes).order_by(_nodes.id))]
+    changes = {
+        row.node_id: _change(row)
+        for row in conn.execute(
+            select(schema.state_changes).where(
+                _changes.node_id == _nodes.id, _changes.version == _nodes.state_version
+            )
+        )
+    }
+    rows = conn.execute(select(schema.nodes).order_by(_nodes.id))
+    return [_node(row, changes.get(row.id)) for row in rows]
+
+
+def newest_change(conn: Connection, node_id: str, version: int) -> StateChange | None:
+    """Return the change that made a node's state what it is, or None."""
+    row = conn.execute(
+        select(schema.state_changes).where(_changes.node_id == node_id, _changes.version == version)
+    ).first()
+    return _change(row) if row is not None else None
+
+
+def changes(conn: Connection, node_id: str, limit: int) -> list[StateChange]:
+    """Return a node's newest changes, newest first."""
+    rows = conn.execute(
+        select(schema.state_changes)
+        .where(_changes.node_id == node_id)
+        .order_by(_changes.version.desc())
+        .limit(limit)
+    )
+    return [_change(row) for row in rows]
+
+
+def unconfirmed(conn: Connection, limit: int) -> list[StateChange]:
+    """Return the newest change of every node that has not confirmed it."""
+    rows = conn.execute(
+        select(schema.state_changes)
+        .where(
+            _changes.confirmed_at.is_(None),
+            _changes.node_id == _nodes.id,
+            _changes.version == _nodes.state_version,
+        )
+        .limit(limit)
+    )
+    return [_change(row) for row in rows]
+
+
+def due(conn: Connection, now: Instant, limit: int) -> list[StateChange]:
+    """Return the newest changes whose deadline or end has come."""
+    rows = conn.execute(
+        select(schema.state_changes)
+        .where(
+            or_(_changes.deadline_at <= now, _changes.until <= now),
+            _changes.node_id == _nodes.id,
+            _changes.version == _nodes.state_version,
+        )
+        .limit(limit)
+    )
+    return [_change(row) for row in rows]
+
+
+def set_maintenance(
+    conn: Connection, node_id: str, target: Maintenance, *, sources: frozenset[Maintenance]
+) -> int | None:
+    """Set the wanted state; return its version, or None if the present one does not allow it."""
+    version: int | None = conn.scalar(
+        update(schema.nodes)
+        .where(_nodes.id == node_id, _nodes.maintenance.in_(sources))
+        .values(maintenance=target, state_version=_nodes.state_version + 1)
+        .returning(_nodes.state_version)
+    )
+    return version
+
+
+def insert_change(conn: Connection, change: StateChange) -> None:
+    """Add a change of a node's state."""
+    conn.execute(
+        insert(schema.state_changes).values(
+            node_id=change.node_id,
+            version=change.version,
+            target=change.target,
+            reason=change.reason,
+            requested_by=change.requested_by,
+            requested_at=change.requested_at,
+            error=change.error,
+            drain=change.draining,
+            end_running=change.end_running,
+            deadline_at=change.drain.deadline_at,
+            then=change.drain.then,
+            until=change.drain.until,
+        )
+    )
+
+
+def clear_deadline(conn: Connection, node_id: str, version: int) -> None:
+    """Let a drain's deadline pass without a consequence."""
+    conn.execute(
+        update(schema.state_changes)
+        .where(_changes.node_id == node_id, _changes.version == version)
+        .values(deadline_at=None)
+    )
+
+
+def set_change(conn: Connection, node_id: str, version: int, values: Mapping[str, object]) -> bool:
+    """Write to a change that is not confirmed; False if it is, or is not there."""
+    return _changed(
+        conn,
+        update(schema.state_changes)
+        .where(
+            _changes.node_id == node_id,
+            _changes.version == version,
+            _changes.confirmed_at.is_(None),
+        )
+        .values(**values),
+    )
 
 
 def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
@@ -184,7 +308,25 @@ def _stated(registration: Registration, session_id: str, epoch: int) -> dict[str
     }
 
 
-def _node(row: Row[Any]) -> Node:
+def _change(row: Row[Any]) -> StateChange:
+    return StateChange(
+        node_id=row.node_id,
+        version=row.version,
+        target=Maintenance(row.target),
+        reason=row.reason,
+        requested_by=row.requested_by,
+        requested_at=row.requested_at,
+        pushed_at=row.pushed_at,
+        confirmed_at=row.confirmed_at,
+        remaining=row.remaining,
+        error=row.error,
+        draining=row.drain,
+        drain=Drain(deadline_at=row.deadline_at, then=DrainThen(row.then), until=row.until),
+        end_running=row.end_running,
+    )
+
+
+def _node(row: Row[Any], state_change: StateChange | None) -> Node:
     host_labels = {f"host/{key}": value for key, value in row.host_labels.items()}
     return Node(
         id=row.id,
@@ -192,6 +334,7 @@ def _node(row: Row[Any]) -> Node:
         type=NodeType(row.type),
         maintenance=Maintenance(row.maintenance),
         state_version=row.state_version,
+        state_change=state_change,
         online=row.online,
         online_since=row.online_since,
         last_heartbeat_at=row.last_heartbeat_at,

@@ -116,6 +116,10 @@ class GamePipelineGRPCService:
 
         return await self._db.read(read)
 
+    async def loads(self) -> Mapping[str, int]:
+        """Return how many pipelines are bound to each node and have not ended."""
+        return await self._db.read(store.loads)
+
     async def unacknowledged(self, limit: int) -> Sequence[tuple[str, Dispatch]]:
         """Return what was bound to a node that has not said that it took it: (node, dispatch)."""
         return await self._db.read(lambda conn: store.unacknowledged(conn, limit))

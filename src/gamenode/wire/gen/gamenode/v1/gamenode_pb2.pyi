@@ -3173,6 +3173,7 @@ class StateChangeRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    END_RUNNING_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node's id."""
     target_state: Global___MaintenanceState.ValueType
@@ -3183,6 +3184,8 @@ class StateChangeRequest(_message.Message):
     """When it was asked for."""
     version: _builtins.int
     """Its version; the answer counts for this one only."""
+    end_running: _builtins.bool
+    """Maintenance alone: end what still runs, since a drain's deadline has passed."""
     def __init__(
         self,
         *,
@@ -3191,10 +3194,11 @@ class StateChangeRequest(_message.Message):
         reason: _builtins.str = ...,
         time: _builtins.int = ...,
         version: _builtins.int = ...,
+        end_running: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "reason", b"reason", "target_state", b"target_state", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_running", b"end_running", "node_id", b"node_id", "reason", b"reason", "target_state", b"target_state", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
