@@ -451,7 +451,9 @@ class NodeManager:
             return
         if known is not None:
             known.online = True
-        self._patch(node.id, online=True, online_since=now)
+        self._patch(
+            node.id, online=True, online_since=now, link=link, link_since=now, link_cause=cause
+        )
         self._announce()
 
     async def _set_offline(self, node: Node, cause: str) -> None:
