@@ -155,3 +155,19 @@ class Inventory:
     hardware: Hardware = Hardware()
     software: Software = Software()
     network: Network = Network()
+
+
+def missing_to_register(inventory: Inventory) -> list[str]:
+    """Return the paths of what a node must say of itself to register, and does not (A2)."""
+    cpus, memory = inventory.hardware.cpu, inventory.hardware.memory
+    system, kernel = inventory.software.os, inventory.software.kernel
+    known = {
+        "hardware.cpu": bool(cpus),
+        "hardware.cpu.architecture": all(cpu.architecture for cpu in cpus),
+        "hardware.cpu.cores": all(cpu.cores for cpu in cpus),
+        "hardware.memory.total_bytes": bool(memory.total_bytes),
+        "software.os.distribution": bool(system.distribution),
+        "software.os.version": bool(system.version),
+        "software.kernel": kernel.major is not None or bool(kernel.release),
+    }
+    return [path for path, is_known in known.items() if not is_known]

@@ -32,8 +32,15 @@ from gamenode.domain.command import (
     StateOrder,
     Welcome,
 )
+from gamenode.domain.errors import ErrorCode, GameNodeError, Violation
 from gamenode.domain.event import Event
-from gamenode.domain.inventory import Hardware, Inventory, Network, Software
+from gamenode.domain.inventory import (
+    Hardware,
+    Inventory,
+    Network,
+    Software,
+    missing_to_register,
+)
 from gamenode.domain.log import AppendAnswer, LogKey, LogLine, LogPosition
 from gamenode.domain.node import (
     OF_THE_AGENT,
@@ -132,15 +139,26 @@ def _reason(text: str) -> Reason:
 
 
 def decode_registration(request: pb.RegisterRequest) -> Registration:
-    """Return what a node says of itself."""
+    """Return what a node says of itself.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST, it leaves out what a registration needs (A2).
+    """
+    inventory = Inventory(
+        hardware=decode_record(Hardware, request.hardware),
+        software=decode_record(Software, request.software),
+        network=decode_record(Network, request.network),
+    )
+    if missing := missing_to_register(inventory):
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            f"a registration needs {', '.join(missing)}",
+            violations=[Violation(field=path, reason="must be set") for path in missing],
+        )
     return Registration(
         node_id=request.node_id,
         type=_NODE_TYPES[request.node_type],
-        inventory=Inventory(
-            hardware=decode_record(Hardware, request.hardware),
-            software=decode_record(Software, request.software),
-            network=decode_record(Network, request.network),
-        ),
+        inventory=inventory,
         last_session_epoch=(
             request.last_session_epoch if request.HasField("last_session_epoch") else None
         ),
