@@ -319,6 +319,15 @@ class DockerRuntime:
         listed = await engine.containers.list(all=1, filters=filters)
         return [spec.run_of(it["Labels"]) for it in listed]
 
+    async def problem(self) -> str:
+        """Return why the engine cannot be used now; empty when it answers."""
+        try:
+            engine = await self._engine()
+            await engine.version()
+        except (DockerError, ClientError, OSError) as error:
+            return f"no engine answers at {self._settings.socket}: {error}"
+        return ""
+
     async def close(self) -> None:
         """Hang up."""
         if self._client is not None:

@@ -308,6 +308,10 @@ class ProcessRuntime:
                 found[run] = state
         return found
 
+    async def problem(self) -> str:
+        """Return nothing: there is no engine that could be down."""
+        return ""
+
     async def close(self) -> None:
         """Let go of every supervisor."""
         for watch in self._watches.values():
