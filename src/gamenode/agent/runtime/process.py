@@ -71,6 +71,8 @@ class _Watch:
     pidfd: int | None
     """Holds the supervisor while it lives."""
     ended: asyncio.Future[Ended]
+    graces: int = 0
+    """How many stops are giving the members time to end by themselves."""
 
 
 class ProcessRuntime:
@@ -193,10 +195,14 @@ class ProcessRuntime:
             return
         if watch.claim.restarts:
             await self._end_restarts(run, watch)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self._ask_to_end(watch)
-                await asyncio.shield(watch.ended)
+        watch.graces += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self._ask_to_end(watch)
+                    await asyncio.shield(watch.ended)
+        finally:
+            watch.graces -= 1
         pause_s = self._settings.stop_poll_s
         while not watch.ended.done():
             await self._signal(watch, signal.SIGKILL)
@@ -350,12 +356,23 @@ class ProcessRuntime:
         self._tasks.keep("process.end", lambda: self._end(run, watch))
 
     async def _end(self, run: RunKey, watch: _Watch) -> None:
-        """Kill what is left of `run`, then say how it ended."""
-        while await self._signal(watch, signal.SIGKILL):
+        """Kill what is left of `run`, then say how it ended.
+
+        While it is being stopped, the grace is for all of it: a game may still be saving when the
+        shell that started it has ended by the signal already.
+        """
+        while await self._left(watch):
             await asyncio.wait({watch.ended}, timeout=self._settings.stop_poll_s)
         now = self._clock.now()
         end = await self._blocking(lambda: self._claims.end(run, watch.claim, now=now))
         watch.ended.set_result(end)
+
+    async def _left(self, watch: _Watch) -> int:
+        """Kill every member, or in a stop's grace let it be; return how many there were."""
+        members = watch.members
+        if members is None or not watch.graces:
+            return await self._signal(watch, signal.SIGKILL)
+        return len(await self._blocking(members.pids))
 
     @staticmethod
     def _release(watch: _Watch) -> None:
