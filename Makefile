@@ -34,7 +34,7 @@ demo: $(VENV)/.server ## Start everything and run an example; ONCE=1 stops after
 	@$(BIN)/python tools/demo.py $(if $(ONCE),--once)
 
 test: $(VENV)/.dev ## Run every test that this machine can run
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -m "not bench and not soak" $(ARGS)
 
 test-deps: ## Install what the tests use beside Python, on Debian as root
 	apt-get update -qq
@@ -56,7 +56,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 imports: $(VENV)/.dev
-	$(BIN)/lint-imports --config import-contracts.toml
+	$(BIN)/lint-imports --no-logo import-contracts.toml
 
 bench: $(VENV)/.dev ## Measure; prints tables
 	$(BIN)/python -m pytest -q -m bench -s tests/bench $(ARGS)

@@ -1,5 +1,19 @@
-"""What every test may ask for."""
+"""Fixtures for every test."""
 
+from tests.support.databases import (
+    database_url,
+    open_database,
+    postgres_server,
+    postgres_url,
+    sqlite_url,
+)
 from tests.support.engine import engine
 
-__all__ = ["engine"]
+__all__ = [
+    "database_url",
+    "engine",
+    "open_database",
+    "postgres_server",
+    "postgres_url",
+    "sqlite_url",
+]

@@ -75,8 +75,8 @@ def generate_code(target: Path) -> None:
             CONTRACT,
         )
         run_protoc(f"--python_out={out}", f"--mypy_out=quiet:{out}", RULES)
-        for package in ("gamenode", "buf"):
-            shutil.rmtree(target / package, ignore_errors=True)
+        for root in ("gamenode", "buf"):
+            shutil.rmtree(target / root, ignore_errors=True)
         for source in sorted(out.rglob("*.py*")):
             text = source.read_text()
             # protoc's imports start at its own root; ours live below gamenode.wire.gen.

@@ -1,4 +1,4 @@
-"""What the server and an agent say to each other on the agent's stream, and how they agree again."""
+"""What the server and an agent say to each other on the stream, and how they agree again."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gamenode.domain.node import Maintenance
+from gamenode.domain.node import HeartbeatResult, Maintenance
 from gamenode.domain.pipeline import (
     Condition,
     ContainerSpec,
     PipelineReport,
     Reason,
     Report,
+    ReportResult,
     Status,
     StepType,
 )
+from gamenode.lib.clock import Instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,44 @@ class CancelOrder:
     dispatch: Dispatch
     reason: Reason
     message: str = ""
+    force: bool = False
+    """Clean-up steps are ended too."""
 
 
-Order = ExecuteOrder | CancelOrder
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateOrder:
+    """Take this maintenance state (RM1)."""
+
+    node_id: str
+    version: int
+    target: Maintenance
+    reason: str
+    requested_at: Instant
+    end_running: bool = False
+    """In maintenance: end what still runs, since a drain's deadline has passed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateConfirmation:
+    """The agent obeys a state, durably."""
+
+    version: int
+    confirmed_at: Instant
+    remaining: tuple[Dispatch, ...]
+    """What was accepted before and goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedEnd:
+    """A pipeline whose end is wanted, while its node has not said that it knows."""
+
+    dispatch: Dispatch
+    node_id: str
+    status: Status
+    reason: str
+
+
+Order = ExecuteOrder | CancelOrder | StateOrder
 
 
 class OrderOutcome(StrEnum):
@@ -81,6 +118,8 @@ class OrderAnswer:
     outcome: OrderOutcome
     reason: str = ""
     message: str = ""
+    confirmation: StateConfirmation | None = None
+    """The answer to a `StateOrder`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +157,62 @@ class Statement:
     maintenance: Maintenance
     held: tuple[HeldPipeline, ...]
     boot_id: str
+
+
+class CloseReason(StrEnum):
+    """Why the server ended a stream."""
+
+    SHUTDOWN = "SHUTDOWN"
+    SUPERSEDED = "SUPERSEDED"
+    REGISTER_AGAIN = "REGISTER_AGAIN"
+    PROTOCOL = "PROTOCOL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """The statement was reconciled; orders may follow."""
+
+    unwanted: tuple[Dispatch, ...] = ()
+    """What must not run any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledged:
+    """Answers to numbered reports."""
+
+    results: tuple[tuple[int, ReportResult], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FencedOrder:
+    """An order with what tells a late or doubled one (rule RL2); None: an unknown request."""
+
+    session_epoch: int
+    stream_number: int
+    sequence: int
+    order: Order | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowLog:
+    """Somebody reads a step's log now, or nobody does any more."""
+
+    pipeline_id: str
+    step: str
+    live: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The server ends the stream."""
+
+    reason: CloseReason
+    message: str = ""
+    retry_after_s: float = 0.0
+
+
+ServerWord = Welcome | HeartbeatResult | Acknowledged | FencedOrder | FollowLog | Closed
+"""What the server says on a stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

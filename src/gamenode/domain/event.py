@@ -79,7 +79,7 @@ class EventFilter:
         if self.node_id and event.node_id != self.node_id:
             return False
         # A pipeline's steps belong to it: "<pipeline>/<step>".
-        if self.entity_id and event.entity_id.partition("/")[0] != self.entity_id:
+        if self.entity_id and not f"{event.entity_id}/".startswith(f"{self.entity_id}/"):
             return False
         return not self.types or any(
             event.type == wanted or (wanted.endswith(".") and event.type.startswith(wanted))

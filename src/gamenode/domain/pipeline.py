@@ -60,6 +60,7 @@ class Reason(StrEnum):
     RETRYING = "RETRYING"
     NODE_LOST = "NODE_LOST"
     NODE_DISABLED = "NODE_DISABLED"
+    DRAINED = "DRAINED"
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
     POLICY = "POLICY"
     REFUSED = "REFUSED"
@@ -115,7 +116,7 @@ class DeviceReservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
-    """What a step runs, in the words of the Compose specification. Field by field as on the wire."""
+    """What a step runs, in the Compose specification's words; field by field as on the wire."""
 
     image: str = ""
     container_name: str = ""
@@ -212,6 +213,23 @@ class PipelineSpec:
     envs: tuple[str, ...] = ()
     timeout_s: float | None = None
     placement: Placement = Placement()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPipeline:
+    """A request for a pipeline, as it was asked; nothing in it is checked yet."""
+
+    file: str
+    """The text of a pipeline file."""
+    args: Mapping[str, str] = field(default_factory=dict)
+    envs: Mapping[str, str] = field(default_factory=dict)
+    node: str = ""
+    """Where it must run; empty leaves it to the file and the placement."""
+    selector: str = ""
+    priority: int = 0
+    """Higher ones are dispatched first."""
+    idempotency_key: str = ""
+    """The same key, file and values again mean the pipeline that was made the first time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,3 +331,39 @@ class ReportResult:
 
     outcome: ReportOutcome
     stop: bool = False
+
+
+def judge_step(step: Step, report: StepReport, granted: range) -> ReportResult:
+    """Return what a report does to a step; the guard in SQL repeats it.
+
+    `granted` are the tries that the present dispatch may make (rule RA5).
+
+    Source: F2, RA3, RC2, promises P3 and P4.
+    """
+    stale = ReportResult(outcome=ReportOutcome.STALE, stop=report.status is Status.RUNNING)
+    attempt = report.attempt or step.attempt or granted.start
+    if attempt not in granted or attempt < step.attempt:
+        return stale
+    same_try = attempt == step.attempt
+    if step.status.terminal:
+        skipped = report.reason is Reason.SKIPPED
+        repeated = report.status is step.status and (same_try or skipped)
+        return ReportResult(outcome=ReportOutcome.REPEATED) if repeated else stale
+    if report.status is step.status:
+        news = not same_try or report.reason is not step.reason
+        outcome = ReportOutcome.APPLIED if news else ReportOutcome.REPEATED
+        return ReportResult(outcome=outcome)
+    if report.status in TRANSITIONS[step.status]:
+        return ReportResult(outcome=ReportOutcome.APPLIED)
+    return stale
+
+
+def judge_pipeline(status: Status, report: PipelineReport) -> ReportResult:
+    """Return what a report does to a pipeline of `status`."""
+    if report.status is status:
+        return ReportResult(outcome=ReportOutcome.REPEATED)
+    if report.status in TRANSITIONS[status]:
+        return ReportResult(outcome=ReportOutcome.APPLIED)
+    return ReportResult(
+        outcome=ReportOutcome.STALE, stop=status.terminal and not report.status.terminal
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gamenode.domain.node import Maintenance
@@ -16,6 +16,7 @@ class Misfit(StrEnum):
     OFFLINE = "OFFLINE"
     MAINTENANCE = "MAINTENANCE"
     DISABLED = "DISABLED"
+    CONDITION = "CONDITION"
     BUSY = "BUSY"
 
     OTHER_NODE = "OTHER_NODE"
@@ -28,11 +29,12 @@ WORDS: Mapping[Misfit, str] = {
     Misfit.OFFLINE: "offline",
     Misfit.MAINTENANCE: "in maintenance",
     Misfit.DISABLED: "disabled",
+    Misfit.CONDITION: "kept free by a condition",
     Misfit.BUSY: "at their limit of pipelines",
     Misfit.OTHER_NODE: "not the node asked for",
     Misfit.SELECTOR: "not matching the selector",
     Misfit.ENV_MISSING: "without an env that the file declares",
-    Misfit.SIMPLE_CLIENT: "without a stream to send work on",
+    Misfit.SIMPLE_CLIENT: "simple clients, which take only work that names them",
 }
 
 
@@ -44,7 +46,11 @@ class Candidate:
     online: bool
     connected: bool
     """Whether work can be sent to it now."""
+    simple: bool
+    """Whether it is a simple client: it watches events for work that names it (rule RL4)."""
     maintenance: Maintenance
+    blocked: bool
+    """Whether a condition keeps new work away."""
     values: Mapping[str, Sequence[str]]
     """What a selector can ask for: labels, node fields and inventory paths."""
     env_names: frozenset[str]
@@ -58,8 +64,20 @@ class Demand:
     """What a pipeline asks of a node."""
 
     node_id: str = ""
-    selector: Selector = Selector()
+    selector: Selector = field(default_factory=Selector)
     envs_needed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedPipeline:
+    """A pipeline that waits for a node."""
+
+    id: str
+    wanted_node: str
+    selector: str
+    envs_needed: frozenset[str]
+    waiting: str
+    """The reasons found at the last look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +111,12 @@ def misfit(demand: Demand, candidate: Candidate) -> Misfit | None:
         return Misfit.DISABLED
     if not candidate.online:
         return Misfit.OFFLINE
-    if not candidate.connected:
+    if candidate.simple and not demand.node_id:
         return Misfit.SIMPLE_CLIENT
+    if not candidate.simple and not candidate.connected:
+        return Misfit.OFFLINE
+    if candidate.blocked:
+        return Misfit.CONDITION
     return Misfit.BUSY if candidate.load >= candidate.load_max else None
 
 

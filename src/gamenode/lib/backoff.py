@@ -8,7 +8,7 @@ from random import Random
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """Waits that double from `first_s` to `most_s`, each shortened at random by up to `jitter_ratio`."""
+    """Waits that double from `first_s` to `most_s`, each shortened at random by `jitter_ratio`."""
 
     first_s: float
     most_s: float

@@ -31,11 +31,16 @@ class GroupWorker(Generic[Item, Result]):
         name: str,
         group_max: int,
         queue_max: int,
+        finished: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run groups of at most `group_max` items; let at most `queue_max` wait."""
+        """Run groups of at most `group_max` items; let at most `queue_max` wait.
+
+        `finished` is called on the event loop after each group, before its callers are answered.
+        """
         self._run = run
         self._group_max = group_max
         self._queue_max = queue_max
+        self._finished = finished
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._flushing: asyncio.Future[None] | None = None
@@ -80,6 +85,7 @@ class GroupWorker(Generic[Item, Result]):
             self._begin(loop)
         if flushing is not None:
             flushing.set_result(None)
+        self._finished()
         failure = done.exception()
         results = [failure] * len(group) if failure is not None else done.result()
         for (_, future), result in zip(group, results, strict=True):

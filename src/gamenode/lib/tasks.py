@@ -26,8 +26,8 @@ class Supervisor:
         self._closed = False
 
     def keep(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `loop` until this supervisor closes, again after each failure."""
-        self._add(name, self._kept(name, loop))
+        """Run `loop` until it returns or this supervisor closes, again after each failure."""
+        _ = self._add(name, self._kept(name, loop))
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` once; a failure is logged."""
@@ -100,3 +100,16 @@ async def every(period_s: float, call: Callable[[], Awaitable[None]]) -> None:
     while True:
         await call()
         await asyncio.sleep(period_s)
+
+
+async def until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
+    """Run `works` side by side; when one ends, cancel the others and raise what it raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        task.result()

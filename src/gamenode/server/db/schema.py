@@ -34,7 +34,8 @@ database_meta: Final = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("generation", BigInteger, nullable=False),
-    comment="One row: the generation, raised by a restore (rule RC6).",
+    Column("events_purged_to", BigInteger, nullable=False),
+    comment="One row: the generation, raised by a restore (rule RC6); the last event id purged.",
 )
 
 nodes: Final = Table(
@@ -54,7 +55,9 @@ nodes: Final = Table(
     Column("session_id", String(36), nullable=False),
     Column("session_epoch", BigInteger, nullable=False),
     Column("session_used", Boolean, nullable=False),
-    Column("continues_from", BigInteger, nullable=False),
+    Column("previous_epoch", BigInteger, nullable=False),
+    # Sessions from this epoch on continue each other (rule RL3).
+    Column("continuity_epoch", BigInteger, nullable=False),
     Column("stream_number", BigInteger, nullable=False),
     Column("boot_id", String(64), nullable=False),
     Column("agent_version", String(64), nullable=False),
@@ -65,6 +68,60 @@ nodes: Final = Table(
     Column("note", Text, nullable=False),
     Column("inventory", JSON, nullable=False),
     Column("registered_at", BigInteger, nullable=False),
+)
+
+node_conditions: Final = Table(
+    "node_conditions",
+    metadata,
+    Column("node_id", String(63), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    PrimaryKeyConstraint("node_id", "type"),
+)
+
+removed_nodes: Final = Table(
+    "removed_nodes",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("session_epoch", BigInteger, nullable=False),
+    Column("removed_at", BigInteger, nullable=False),
+    Column("removed_by", Text, nullable=False),
+    comment="A removed node's agent does not come back by itself; its epochs are not used again.",
+)
+
+state_changes: Final = Table(
+    "state_changes",
+    metadata,
+    Column("node_id", String(63), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("target", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at", BigInteger, nullable=False),
+    Column("pushed_at", BigInteger),
+    Column("confirmed_at", BigInteger),
+    Column("remaining", Integer),
+    Column("error", Text, nullable=False),
+    Column("drain", Boolean, nullable=False),
+    Column("end_running", Boolean, nullable=False),
+    Column("deadline_at", BigInteger),
+    Column("then", String(16), nullable=False),
+    Column("until", BigInteger),
+    PrimaryKeyConstraint("node_id", "version"),
+    Index(
+        "state_changes_unconfirmed",
+        "node_id",
+        sqlite_where=text("confirmed_at IS NULL"),
+        postgresql_where=text("confirmed_at IS NULL"),
+    ),
+    Index(
+        "state_changes_timed",
+        "node_id",
+        sqlite_where=text("deadline_at IS NOT NULL OR until IS NOT NULL"),
+        postgresql_where=text("deadline_at IS NOT NULL OR until IS NOT NULL"),
+    ),
+    comment="What was wanted of a node, when it was pushed, when its agent confirmed (RM1).",
 )
 
 pipelines: Final = Table(
@@ -80,7 +137,6 @@ pipelines: Final = Table(
     Column("envs", JSON, nullable=False),
     Column("envs_needed", JSON, nullable=False),
     Column("work", LargeBinary, nullable=False),
-    Column("timeout_s", BigInteger),
     Column("priority", Integer, nullable=False),
     Column("wanted_node", String(63), nullable=False),
     Column("selector", Text, nullable=False),
@@ -91,14 +147,12 @@ pipelines: Final = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("dispatched_at", BigInteger),
-    Column("pushed_at", BigInteger),
     Column("acknowledged_at", BigInteger),
     Column("started_at", BigInteger),
     Column("ended_at", BigInteger),
     Column("cancel_requested_at", BigInteger),
     Column("cancel_reason", Text, nullable=False),
     Column("cancel_by", Text, nullable=False),
-    Column("cancel_code", String(64), nullable=False),
     Column("cancel_acknowledged_at", BigInteger),
     Column("retry_of", String(36), nullable=False),
     # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
@@ -114,6 +168,18 @@ pipelines: Final = Table(
         "node_id",
         sqlite_where=text("node_id <> '' AND status IN ('PENDING', 'RUNNING')"),
         postgresql_where=text("node_id <> '' AND status IN ('PENDING', 'RUNNING')"),
+    ),
+    Index(
+        "pipelines_unacknowledged",
+        "node_id",
+        sqlite_where=text("node_id <> '' AND status = 'PENDING' AND acknowledged_at IS NULL"),
+        postgresql_where=text("node_id <> '' AND status = 'PENDING' AND acknowledged_at IS NULL"),
+    ),
+    Index(
+        "pipelines_cancelling",
+        "node_id",
+        sqlite_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
+        postgresql_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
     ),
     Index("pipelines_newest", "created_at", "id"),
 )
@@ -169,6 +235,21 @@ logs: Final = Table(
     Column("final_hash", LargeBinary),
     Column("created_at", BigInteger, nullable=False),
     PrimaryKeyConstraint("pipeline_id", "step", "attempt", "run"),
+)
+
+metric_journal: Final = Table(
+    "metric_journal",
+    metadata,
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("node_id", String(63), nullable=False),
+    Column("spool_id", String(64), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("report", LargeBinary, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+    Index("metric_journal_by_number", "node_id", "spool_id", "sequence"),
+    Index("metric_journal_by_time", "received_at"),
+    sqlite_autoincrement=True,
 )
 
 events: Final = Table(

@@ -1,0 +1,299 @@
+"""The one program. Each command imports its app only when it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from gamenode import __version__
+from gamenode.cli.command import Command
+from gamenode.cli.main import cli
+from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.lib.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from gamenode.agent.settings import AgentSettings
+    from gamenode.server.app import Server
+    from gamenode.server.settings import ServerSettings
+
+_PREFIX: Final = "GAMENODE_"
+_DEV_CHILD: Final = "GAMENODE_DEV_CHILD"
+# One host's environment may serve both programs, and under `dev` it does: what only the other one
+# knows is no mistake. Named here, since neither program imports the other's settings.
+SERVER_SECTIONS: Final = frozenset(
+    "server database api rpc agent_link nodes dispatch pipelines logs log_reading log_followers"
+    " events metrics states".split()
+)
+AGENT_SECTIONS: Final = frozenset("agent envs link session runner logs".split())
+_CHILD_STOP_S: Final = 40.0
+_ONLINE_S: Final = 15.0
+
+Settings = TypeVar("Settings")
+
+
+@click.command(
+    "server",
+    cls=Command,
+    examples="""
+    gamenode server --data /var/lib/gamenode
+    gamenode server --config /etc/gamenode/server.toml
+    """,
+)
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--http", metavar="ADDR", help="Where HTTP listens.  [127.0.0.1:8080]")
+@click.option("--grpc", metavar="ADDR", help="Where gRPC listens.  [127.0.0.1:9090]")
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="The data folder.")
+@click.option("--database", metavar="URL", help="postgresql://…  [SQLite in the data folder]")
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+def server_command(config: Path | None, database: str | None, **flags: object) -> None:
+    """Run the control plane."""
+    from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
+
+    sections: dict[str, Mapping[str, object]] = {"server": flags, "database": {"url": database}}
+    settings = _settings(ServerSettings, config, sections, foreign=AGENT_SECTIONS)
+    _run(_serve(settings), level=settings.server.log_level, fast=True)
+
+
+@click.command(
+    "agent",
+    cls=Command,
+    examples="""
+    gamenode agent --server 127.0.0.1:9090
+    gamenode agent --config /etc/gamenode/agent.toml
+    """,
+)
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--server", metavar="ADDR", help="The server's gRPC address.  [127.0.0.1:9090]")
+@click.option("--node", "node_id", metavar="ID", help="This node's id.  [the host's name]")
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="The data folder.")
+@click.option("--runtime", type=click.Choice(["auto", "docker", "process"]))
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+def agent_command(config: Path | None, **flags: object) -> None:
+    """Run the agent of this host. On SIGTERM it leaves; what it started goes on."""
+    from gamenode.agent.settings import AgentSettings  # noqa: PLC0415 - see the module
+
+    settings = _settings(AgentSettings, config, {"agent": flags}, foreign=SERVER_SECTIONS)
+    _run(_act(settings, child=_DEV_CHILD in os.environ), level=settings.agent.log_level)
+
+
+@click.command(
+    "dev",
+    cls=Command,
+    examples="""
+    gamenode dev
+    gamenode dev --agents 3 --runtime process
+    """,
+)
+@click.option("--http", metavar="ADDR", help="Where HTTP listens.  [127.0.0.1:8080]")
+@click.option("--grpc", metavar="ADDR", help="Where gRPC listens.  [127.0.0.1:9090]")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("gamenode-data"),
+    help="The data folder.  [./gamenode-data]",
+)
+@click.option("--runtime", type=click.Choice(["auto", "docker", "process"]), default="auto")
+@click.option("--agents", type=click.IntRange(1, 100), default=1, help="How many nodes.  [1]")
+@click.option("--log-level", metavar="LEVEL", default="warning", help="[warning]")
+def dev_command(
+    http: str | None,
+    grpc: str | None,
+    data: Path,
+    runtime: str,
+    agents: int,
+    log_level: str,
+) -> None:
+    """Run a server and its agents on this machine, for this machine alone."""
+    from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
+
+    data = data.absolute()
+    flags = {"http": http, "grpc": grpc, "data": data / "server", "log_level": log_level}
+    settings = _settings(ServerSettings, None, {"server": flags}, foreign=AGENT_SECTIONS)
+    names = ["local"] if agents == 1 else [f"local-{number}" for number in range(1, agents + 1)]
+    children = [
+        _spawn_agent(name, settings.server.grpc, data, runtime, log_level) for name in names
+    ]
+    try:
+        _run(_develop(settings, names, children), level=log_level, fast=True)
+    finally:
+        for child in children:
+            if child.stdin is not None:
+                child.stdin.close()
+
+
+async def _serve(settings: ServerSettings) -> None:
+    stopped = _on_signals()
+    server = _make_server(settings)
+    await server.start()
+    await stopped.wait()
+    await server.stop()
+
+
+async def _act(settings: AgentSettings, *, child: bool) -> None:
+    from gamenode.agent.app import Agent  # noqa: PLC0415 - see the module
+    from gamenode.lib.clock import SystemClock  # noqa: PLC0415 - see the module
+
+    stopped = _on_signals()
+    orphaned = asyncio.Event()
+    if child:
+        # The end of our standard input is the death of `gamenode dev`: leave, end nothing.
+        asyncio.get_running_loop().add_reader(0, orphaned.set)
+    from random import Random  # noqa: PLC0415 - beside its use
+
+    agent = Agent(settings, clock=SystemClock(), random=Random())  # noqa: S311 - spreads retries
+    running = agent.start()
+    waits = [asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(orphaned.wait())]
+    try:
+        await asyncio.wait([running, *waits], return_when=asyncio.FIRST_COMPLETED)
+        if child and stopped.is_set():
+            ended = await agent.end_everything("gamenode dev was stopped")
+            if ended:
+                click.echo(f"ended {ended} running step(s) on node {agent.node_id}", err=True)
+        failed = running.done() and not running.cancelled()
+        await agent.stop()
+        if failed:
+            running.result()
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _develop(
+    settings: ServerSettings, names: Sequence[str], children: Sequence[subprocess.Popen[bytes]]
+) -> None:
+    stopped = _on_signals()
+    try:
+        server = _make_server(settings)
+        await server.start()
+    except BaseException:
+        # Nothing of this start may stay behind; the agents end no step, they only leave.
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.close()
+        raise
+    online = asyncio.ensure_future(server.wait_online(names))
+    waiting = asyncio.ensure_future(stopped.wait())
+    await asyncio.wait([online, waiting], timeout=_ONLINE_S, return_when=asyncio.FIRST_COMPLETED)
+    if not stopped.is_set():
+        _say_ready(settings, names, online=online.done())
+    await waiting
+    online.cancel()
+    click.echo("stopping: steps and services that were started here are ended", err=True)
+    for child in children:
+        child.send_signal(signal.SIGTERM)
+    for child in children:
+        await asyncio.to_thread(_wait_for, child)
+    await server.stop()
+
+
+def _say_ready(settings: ServerSettings, names: Sequence[str], *, online: bool) -> None:
+    state = "online" if online else "not online yet: see the messages above"
+    click.echo(f"GameNode {__version__} is ready")
+    click.echo(f"  web   http://{settings.server.http}/")
+    click.echo(f"  gRPC  {settings.server.grpc}")
+    click.echo(f"  data  {settings.server.data.parent}")
+    click.echo(f"  node  {', '.join(names)} ({state})")
+    click.echo("Try: gamenode run examples/hello.yaml      Ctrl-C ends everything started here")
+    sys.stdout.flush()
+
+
+def _spawn_agent(
+    name: str, server: str, data: Path, runtime: str, log_level: str
+) -> subprocess.Popen[bytes]:
+    """Start an agent process; before the server is imported, so that both load side by side."""
+    arguments = ["--server", server, "--node", name, "--data", str(data / "agents" / name)]
+    arguments += ["--runtime", runtime, "--log-level", log_level]
+    return subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-m", "gamenode", "agent", *arguments],
+        stdin=subprocess.PIPE,
+        env={**os.environ, _DEV_CHILD: "1"},
+        start_new_session=True,  # Ctrl-C is ours to hand on
+    )
+
+
+def _wait_for(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(_CHILD_STOP_S)
+    except subprocess.TimeoutExpired:
+        click.echo("an agent does not end; its steps go on and are adopted next time", err=True)
+        child.kill()
+        child.wait()
+
+
+def _make_server(settings: ServerSettings) -> Server:
+    from random import Random  # noqa: PLC0415 - beside its use
+
+    from gamenode.lib.clock import SystemClock  # noqa: PLC0415 - see the module
+    from gamenode.lib.ids import UuidV7  # noqa: PLC0415 - see the module
+    from gamenode.server.app import Server  # noqa: PLC0415 - see the module
+
+    clock = SystemClock()
+    return Server(settings, clock=clock, ids=UuidV7(clock), random=Random())  # noqa: S311 - spreads retries
+
+
+def _on_signals() -> asyncio.Event:
+    """Return what SIGTERM and SIGINT set."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    return stopped
+
+
+def _run(main: Coroutine[Any, Any, None], *, level: str, fast: bool = False) -> None:
+    from gamenode.telemetry import set_up_logging  # noqa: PLC0415 - see the module
+
+    set_up_logging(level)
+    factory = None
+    if fast:
+        import uvloop  # noqa: PLC0415 - the server's alone
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
+
+
+def _settings(
+    settings_type: type[Settings],
+    config: Path | None,
+    flags: Mapping[str, Mapping[str, object]],
+    *,
+    foreign: frozenset[str],
+) -> Settings:
+    try:
+        file = tomllib.loads(config.read_text()) if config is not None else {}
+        return load_settings(
+            settings_type,
+            file=file,
+            file_name=str(config),
+            environment=os.environ,
+            prefix=_PREFIX,
+            flags=flags,
+            foreign=foreign,
+        )
+    except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
+        raise GameNodeError(ErrorCode.INVALID_REQUEST, str(error)) from error
+
+
+for _command in (dev_command, server_command, agent_command):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the program."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The agent's wiring: what is made of what, how it starts and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import platform
+import re
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from gamenode import __version__
+from gamenode.agent.inventory import host
+from gamenode.agent.journal import Journal
+from gamenode.agent.link import GrpcLink, Link
+from gamenode.agent.runner import Runner
+from gamenode.agent.runtime import Runtime
+from gamenode.agent.session import Outbox, Session
+from gamenode.agent.settings import AgentSettings, HostSettings
+from gamenode.agent.spool.logs import LogSpool
+from gamenode.agent.uploader import LogUploader
+from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.node import Registration, node_id_of
+from gamenode.lib.clock import Clock
+
+_log = logging.getLogger(__name__)
+_NODE_ID: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+
+
+class Agent:
+    """One agent. It has no state outside this object and its folder."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        clock: Clock,
+        random: Random,
+        runtime: Runtime | None = None,
+        link: Link | None = None,
+    ) -> None:
+        """Open the data and put everything together.
+
+        Raises:
+            GameNodeError: a node id that is none, or a data folder that another agent holds.
+        """
+        self._settings = settings
+        self._node_id = settings.agent.node_id or node_id_of(platform.node())
+        if not _NODE_ID.fullmatch(self._node_id):
+            raise GameNodeError(
+                ErrorCode.INVALID_REQUEST,
+                f"{self._node_id!r} is no node id",
+                hint="use 1 to 63 of a-z, 0-9, dot and dash; begin and end with a letter or digit",
+            )
+        data = settings.agent.data.absolute()
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _lock_folder(data)
+        self._runtime = runtime or _make_runtime(settings.agent, data, self._node_id, clock)
+        self._link = link or GrpcLink(settings.agent.server, settings.link)
+        self._journal = Journal(data / "journal.db")
+        self._outbox = Outbox()
+        self._uploader = LogUploader(
+            link=self._link,
+            spool=LogSpool(data / "spool" / "logs"),
+            settings=settings.logs,
+            random=random,
+        )
+        self._runner = Runner(
+            runtime=self._runtime,
+            journal=self._journal,
+            uploader=self._uploader,
+            reporter=self._outbox,
+            envs=settings.envs.values,
+            clock=clock,
+            settings=settings.runner,
+        )
+        self._session = Session(
+            link=self._link,
+            journal=self._journal,
+            runner=self._runner,
+            uploader=self._uploader,
+            outbox=self._outbox,
+            registration=self._registration,
+            clock=clock,
+            random=random,
+            settings=settings.session,
+        )
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def node_id(self) -> str:
+        """Return which node this is."""
+        return self._node_id
+
+    def start(self) -> asyncio.Task[None]:
+        """Go on with what the journal holds and keep a session from now on."""
+        self._runner.resume()
+        self._running = asyncio.get_running_loop().create_task(self._session.run(), name="session")
+        return self._running
+
+    async def end_everything(self, reason: str) -> int:
+        """End every step and service, and wait until the server knows; return how many ended."""
+        ended = await self._runner.end_everything(reason)
+        await self._runner.all_released(self._settings.agent.release_wait_s)
+        return ended
+
+    async def stop(self, reason: str = "the agent stops") -> None:
+        """Leave: steps and services go on, and are adopted at the next start."""
+        await self._session.leave(reason)
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        await self._session.close()
+        await self._runner.close()
+        await self._uploader.close()
+        await self._journal.close()
+        await self._runtime.close()
+        await self._link.close()
+        os.close(self._lock)
+
+    async def _registration(self, last_session_epoch: int | None) -> Registration:
+        inventory = await asyncio.to_thread(host.collect)
+        return Registration(
+            node_id=self._node_id,
+            type=host.node_type(),
+            inventory=inventory,
+            last_session_epoch=last_session_epoch,
+            boot_id=host.boot_id(),
+            agent_version=__version__,
+            env_names=frozenset(self._settings.envs.values),
+            labels=self._settings.agent.labels,
+            step_runtimes=frozenset({self._runtime.name}),
+        )
+
+
+def _make_runtime(settings: HostSettings, data: Path, node_id: str, clock: Clock) -> Runtime:
+    """Return the runtime that the settings name; each is imported only where it is used."""
+    wanted = settings.runtime
+    if wanted == "auto":
+        wanted = "docker" if host.has_docker(settings.engine_socket) else "process"
+    match wanted:
+        case "docker":
+            from gamenode.agent.runtime.docker import (  # noqa: PLC0415 - costs 20 MB elsewhere
+                DockerRuntime,
+                DockerSettings,
+            )
+
+            return DockerRuntime(
+                DockerSettings(socket=settings.engine_socket, node_id=node_id), clock=clock
+            )
+        case "process":
+            from gamenode.agent.runtime.process import (  # noqa: PLC0415 - as above
+                ProcessRuntime,
+                ProcessSettings,
+            )
+
+            return ProcessRuntime(ProcessSettings(root=data / "runs"), clock=clock)
+        case _:
+            raise GameNodeError(
+                ErrorCode.INVALID_REQUEST,
+                f"there is no runtime {wanted}",
+                hint="choose auto, docker or process",
+            )
+
+
+def _lock_folder(folder: Path) -> int:
+    """Hold the data folder for this process alone (rule RL3)."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"the data folder {folder} is in use by another agent",
+            hint="stop it, or choose another folder with --data",
+        ) from error
+    return descriptor

@@ -1,0 +1,304 @@
+"""What an agent must still know after a crash: its session, what it accepted and may have started.
+
+One SQLite file, written in groups, each durable before its callers go on (rule RA2).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gamenode.domain.command import CancelOrder, Dispatch, ExecuteOrder
+from gamenode.domain.log import LogKey
+from gamenode.domain.node import Maintenance
+from gamenode.domain.pipeline import Reason, Status
+from gamenode.lib.clock import Instant
+from gamenode.lib.groups import GroupWorker
+from gamenode.wire.codec import pack_order, unpack_order
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS session (
+    id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS state (
+    id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL, maintenance TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS held (
+    pipeline_id TEXT, attempt INTEGER, work BLOB, cancel_reason TEXT, cancel_message TEXT,
+    PRIMARY KEY (pipeline_id, attempt)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tries (
+    pipeline_id TEXT, dispatch INTEGER, step TEXT, attempt INTEGER, run INTEGER,
+    started_at INTEGER, status TEXT, reason TEXT, message TEXT, exit_code INTEGER, signal INTEGER,
+    ended_at INTEGER,
+    PRIMARY KEY (pipeline_id, step, attempt, run)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS services (
+    pipeline_id TEXT, step TEXT, attempt INTEGER, run INTEGER, instance_id TEXT, grace_s REAL,
+    PRIMARY KEY (pipeline_id, step, attempt, run)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a try at a step ended."""
+
+    status: Status
+    reason: Reason = Reason.NONE
+    message: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    started_at: Instant | None = None
+    ended_at: Instant | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """A try that was journaled before anything was created; without an outcome it may run."""
+
+    key: LogKey
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One dispatch that the server has not released yet."""
+
+    dispatch: Dispatch
+    order: ExecuteOrder | None
+    """None: a cancel that came before its Execute, kept so that the Execute finds it (RL2)."""
+    cancel: CancelOrder | None
+    tries: tuple[Try, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptService:
+    """A service that lives on after its pipeline."""
+
+    key: LogKey
+    instance_id: str
+    grace_s: float
+
+
+_Write = Callable[[sqlite3.Connection], object]
+
+
+class Journal:
+    """The agent's durable memory. Every method returns when it is on disk."""
+
+    def __init__(self, path: Path, *, group_max: int = 256, queue_max: int = 10_000) -> None:
+        """Open or create the file at `path`."""
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.executescript(_SCHEMA)
+        self._worker: GroupWorker[_Write, object] = GroupWorker(
+            self._run_group, name="journal", group_max=group_max, queue_max=queue_max
+        )
+
+    async def close(self) -> None:
+        """Finish what waits and close the file."""
+        await self._worker.close()
+        self._connection.close()
+
+    # Read once, at start, before the loop has other work.
+
+    def last_session_epoch(self) -> int | None:
+        """Return the newest session that was opened, or None."""
+        row = self._connection.execute("SELECT epoch FROM session").fetchone()
+        return row[0] if row else None
+
+    def state(self) -> tuple[int, Maintenance]:
+        """Return the maintenance state that the agent obeys, and its version."""
+        row = self._connection.execute("SELECT version, maintenance FROM state").fetchone()
+        return (row[0], Maintenance(row[1])) if row else (0, Maintenance.NORMAL)
+
+    def held(self) -> list[Held]:
+        """Return every dispatch that is held, with its tries, oldest first."""
+        return [
+            Held(
+                dispatch=(dispatch := Dispatch(pipeline_id, attempt)),
+                order=unpack_order(work) if work is not None else None,
+                cancel=(
+                    CancelOrder(dispatch=dispatch, reason=Reason(reason), message=message)
+                    if reason is not None
+                    else None
+                ),
+                tries=self._tries(dispatch),
+            )
+            for pipeline_id, attempt, work, reason, message in self._connection.execute(
+                "SELECT pipeline_id, attempt, work, cancel_reason, cancel_message FROM held"
+                " ORDER BY pipeline_id, attempt"
+            ).fetchall()
+        ]
+
+    def services(self) -> list[KeptService]:
+        """Return the services that live on."""
+        return [
+            KeptService(
+                key=LogKey(pipeline_id, step, attempt, run),
+                instance_id=instance_id,
+                grace_s=grace_s,
+            )
+            for pipeline_id, step, attempt, run, instance_id, grace_s in self._connection.execute(
+                "SELECT pipeline_id, step, attempt, run, instance_id, grace_s FROM services"
+            )
+        ]
+
+    # Written
+
+    async def open_session(self, epoch: int) -> None:
+        """Remember the newest session, to be named at the next registration (rule RL3)."""
+        await self._write(
+            "INSERT INTO session VALUES (1, ?)"
+            " ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch",
+            (epoch,),
+        )
+
+    async def obey(self, version: int, maintenance: Maintenance) -> None:
+        """Remember the maintenance state to obey, before it is confirmed (rule RM1)."""
+        await self._write(
+            "INSERT INTO state VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE"
+            " SET version = excluded.version, maintenance = excluded.maintenance",
+            (version, maintenance),
+        )
+
+    async def accept(self, order: ExecuteOrder, first_try: LogKey | None) -> None:
+        """Hold a dispatch; `first_try` is journaled with it, which saves a second wait."""
+        packed = pack_order(order)
+        dispatch = order.dispatch
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL)",
+                (dispatch.pipeline_id, dispatch.attempt, packed),
+            )
+            if first_try is not None:
+                _insert_try(connection, dispatch, first_try)
+
+        await self._worker.submit(write)
+
+    async def cancel(self, order: CancelOrder) -> None:
+        """Remember that a dispatch must end, also one that was never accepted (rule RL2)."""
+        await self._write(
+            "INSERT INTO held VALUES (?, ?, NULL, ?, ?) ON CONFLICT DO UPDATE SET"
+            " cancel_reason = excluded.cancel_reason, cancel_message = excluded.cancel_message",
+            (order.dispatch.pipeline_id, order.dispatch.attempt, order.reason, order.message),
+        )
+
+    async def begin_try(self, dispatch: Dispatch, key: LogKey) -> None:
+        """Record that a try may be created from now on; before anything is (rule RA2)."""
+        await self._worker.submit(lambda connection: _insert_try(connection, dispatch, key))
+
+    async def end_try(self, key: LogKey, outcome: Outcome) -> None:
+        """Record how a try ended."""
+        await self._write(
+            "UPDATE tries SET status = ?, reason = ?, message = ?, exit_code = ?, signal = ?,"
+            " started_at = ?, ended_at = ?"
+            " WHERE pipeline_id = ? AND step = ? AND attempt = ? AND run = ?",
+            (
+                outcome.status,
+                outcome.reason,
+                outcome.message,
+                outcome.exit_code,
+                outcome.signal,
+                outcome.started_at,
+                outcome.ended_at,
+                *_columns(key),
+            ),
+        )
+
+    async def keep_service(self, service: KeptService) -> None:
+        """Remember a service that lives on after its pipeline."""
+        await self._write(
+            "INSERT OR REPLACE INTO services VALUES (?, ?, ?, ?, ?, ?)",
+            (*_columns(service.key), service.instance_id, service.grace_s),
+        )
+
+    async def forget_service(self, key: LogKey) -> None:
+        """Forget a service that has ended."""
+        await self._write(
+            "DELETE FROM services WHERE pipeline_id = ? AND step = ? AND attempt = ? AND run = ?",
+            _columns(key),
+        )
+
+    async def release(self, dispatch: Dispatch) -> None:
+        """Forget a dispatch whose end the server has acknowledged; before its remains go."""
+        values = (dispatch.pipeline_id, dispatch.attempt)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM tries WHERE pipeline_id = ? AND dispatch = ?", values)
+            connection.execute("DELETE FROM held WHERE pipeline_id = ? AND attempt = ?", values)
+
+        await self._worker.submit(write)
+
+    async def _write(self, statement: str, values: Sequence[object]) -> None:
+        await self._worker.submit(lambda connection: connection.execute(statement, values))
+
+    def _run_group(self, writes: Sequence[_Write]) -> Sequence[object]:
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for write in writes:
+                write(connection)
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            # Nobody is told that it is durable; a group of one already was the last resort.
+            if len(writes) == 1:
+                return [error]
+            return [self._run_group([write])[0] for write in writes]
+        return [None] * len(writes)
+
+    def _tries(self, dispatch: Dispatch) -> tuple[Try, ...]:
+        rows = self._connection.execute(
+            "SELECT step, attempt, run, started_at, status, reason, message, exit_code, signal,"
+            " ended_at FROM tries WHERE pipeline_id = ? AND dispatch = ?"
+            " ORDER BY step, attempt, run",
+            (dispatch.pipeline_id, dispatch.attempt),
+        )
+        return tuple(
+            Try(
+                key=LogKey(dispatch.pipeline_id, step, attempt, run),
+                outcome=(
+                    Outcome(
+                        status=Status(status),
+                        reason=Reason(reason),
+                        message=message,
+                        exit_code=exit_code,
+                        signal=signal,
+                        started_at=started_at,
+                        ended_at=ended_at,
+                    )
+                    if status is not None
+                    else None
+                ),
+            )
+            for (
+                step,
+                attempt,
+                run,
+                started_at,
+                status,
+                reason,
+                message,
+                exit_code,
+                signal,
+                ended_at,
+            ) in rows
+        )
+
+
+def _columns(key: LogKey) -> tuple[str, str, int, int]:
+    return key.pipeline_id, key.step, key.attempt, key.run
+
+
+def _insert_try(connection: sqlite3.Connection, dispatch: Dispatch, key: LogKey) -> None:
+    connection.execute(
+        "INSERT INTO tries (pipeline_id, dispatch, step, attempt, run) VALUES (?, ?, ?, ?, ?)",
+        (key.pipeline_id, dispatch.attempt, key.step, key.attempt, key.run),
+    )

@@ -1,0 +1,232 @@
+"""The agent's only gRPC client. Protobuf ends here; what comes out are domain values."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import grpc
+import grpc.aio
+import xxhash
+
+from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
+from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
+from gamenode.domain.node import Heartbeat, Registration, RegistrationAnswer
+from gamenode.wire import codec
+from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
+from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
+
+_TRANSIENT: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
+
+class LinkError(Exception):
+    """The server could not be asked, or refused."""
+
+    def __init__(self, message: str, *, transient: bool) -> None:
+        """Say why, and whether the same call may go well later."""
+        super().__init__(message)
+        self.transient = transient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSettings:
+    """Bounds of the link."""
+
+    call_timeout_s: float = 15.0
+    connect_backoff_first_s: float = 0.05
+    connect_backoff_most_s: float = 5.0
+    keepalive_s: float = 20.0
+    message_bytes_max: int = 16 * 1024 * 1024
+
+
+class AgentStream(Protocol):
+    """One open stream to the server. After an error it is of no more use."""
+
+    async def read(self) -> ServerWord | None:
+        """Return what the server says next; None for words that this agent does not know.
+
+        Raises:
+            LinkError: the stream has ended.
+        """
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Say that the node is alive."""
+
+    async def report(self, reports: list[NumberedReport]) -> None:
+        """Say what became of the node's work."""
+
+    async def answer(self, sequence: int, answer: OrderAnswer) -> None:
+        """Answer an order by its sequence."""
+
+    async def goodbye(self, reason: str) -> None:
+        """Say that the agent leaves on purpose, and end the stream."""
+
+    async def close(self) -> None:
+        """Drop the stream. Safe to repeat."""
+
+
+class Link(Protocol):
+    """How an agent reaches its server: over gRPC, or in tests through a lossy stand-in."""
+
+    async def register(self, registration: Registration) -> RegistrationAnswer:
+        """Register the node."""
+
+    async def open(self, statement: Statement) -> AgentStream:
+        """Open a stream with a statement."""
+
+    async def append_logs(
+        self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
+    ) -> AppendAnswer:
+        """Store one chunk of a log at its offset; an empty one asks where to go on."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class GrpcLink:
+    """The link over gRPC: one channel, opened at the first call. Methods raise `LinkError`."""
+
+    def __init__(self, address: str, settings: LinkSettings) -> None:
+        """Reach the server at `address` (host:port)."""
+        self._address = address
+        self._settings = settings
+        self._channel: grpc.aio.Channel | None = None
+        self._session = ("", "")
+
+    async def register(self, registration: Registration) -> RegistrationAnswer:
+        """Register the node; later calls name the session that this opened."""
+        try:
+            response = await self._stub().Register(
+                codec.encode_registration(registration),
+                timeout=self._settings.call_timeout_s,
+                wait_for_ready=True,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _link_error(error) from error
+        self._session = (registration.node_id, response.session_id)
+        return codec.decode_registration_answer(response)
+
+    async def open(self, statement: Statement) -> AgentStream:
+        """Open a stream with a statement."""
+        stream = _GrpcStream(self._stub().Connect(), self._settings.call_timeout_s)
+        await stream.write(pb.AgentMessage(statement=codec.encode_statement(statement)))
+        return stream
+
+    async def append_logs(
+        self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
+    ) -> AppendAnswer:
+        """Store one chunk of a log."""
+        node_id, session_id = self._session
+        request = codec.encode_append(
+            node_id=node_id,
+            session_id=session_id,
+            key=key,
+            offset=offset,
+            chunk=chunk,
+            checksum=xxhash.xxh3_64_intdigest(chunk),
+            position=position,
+        )
+        try:
+            response = await self._stub().AppendLogs(request, timeout=self._settings.call_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _link_error(error) from error
+        return codec.decode_append_answer(response)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _stub(self) -> pb_grpc.GameNodeServiceAsyncStub:
+        if self._channel is None:
+            settings = self._settings
+            self._channel = grpc.aio.insecure_channel(
+                self._address,
+                options=[
+                    ("grpc.initial_reconnect_backoff_ms", _ms(settings.connect_backoff_first_s)),
+                    ("grpc.min_reconnect_backoff_ms", _ms(settings.connect_backoff_most_s)),
+                    ("grpc.max_reconnect_backoff_ms", _ms(settings.connect_backoff_most_s)),
+                    ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
+                    # Silence is judged by heartbeats alone, so keepalive must never be first (RL5).
+                    ("grpc.keepalive_timeout_ms", 60_000),
+                    ("grpc.max_receive_message_length", settings.message_bytes_max),
+                    ("grpc.max_send_message_length", settings.message_bytes_max),
+                    # Many agents in one process each need a connection of their own.
+                    ("grpc.use_local_subchannel_pool", 1),
+                    ("grpc.enable_http_proxy", 0),
+                ],
+            )
+        return pb_grpc.GameNodeServiceStub(self._channel)
+
+
+class _GrpcStream:
+    def __init__(
+        self,
+        call: grpc.aio.StreamStreamCall[pb.AgentMessage, pb.ServerMessage],
+        write_timeout_s: float,
+    ) -> None:
+        self._call = call
+        self._write_timeout_s = write_timeout_s
+
+    async def read(self) -> ServerWord | None:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise _link_error(error) from error
+        if not isinstance(message, pb.ServerMessage):
+            raise LinkError("the server ended the stream", transient=True)
+        return codec.decode_server_word(message)
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> None:
+        await self.write(pb.AgentMessage(heartbeat=codec.encode_heartbeat(heartbeat)))
+
+    async def report(self, reports: list[NumberedReport]) -> None:
+        messages = pb.StatusReports(reports=[codec.encode_report(report) for report in reports])
+        await self.write(pb.AgentMessage(reports=messages))
+
+    async def answer(self, sequence: int, answer: OrderAnswer) -> None:
+        await self.write(pb.AgentMessage(answer=codec.encode_answer(sequence, answer)))
+
+    async def goodbye(self, reason: str) -> None:
+        await self.write(pb.AgentMessage(goodbye=pb.Goodbye(reason=reason)))
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await self._call.done_writing()
+                while isinstance(await self._call.read(), pb.ServerMessage):
+                    pass
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            return
+
+    async def close(self) -> None:
+        self._call.cancel()
+
+    async def write(self, message: pb.AgentMessage) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await self._call.write(message)
+        except grpc.aio.AioRpcError as error:
+            raise _link_error(error) from error
+        except asyncio.InvalidStateError as error:
+            raise LinkError("the stream has ended", transient=True) from error
+        except TimeoutError as error:
+            raise LinkError("the server does not read", transient=True) from error
+
+
+def _link_error(error: grpc.aio.AioRpcError) -> LinkError:
+    code = error.code()
+    return LinkError(f"{code.name}: {error.details()}", transient=code in _TRANSIENT)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

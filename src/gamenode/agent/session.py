@@ -1,0 +1,411 @@
+"""One node's life with its server: register, keep a stream, beat, obey, deliver every report.
+
+A broken connection is nothing special: the work goes on, reports wait, and the next stream opens
+with a statement of everything that is held (rule RL1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+
+from gamenode.agent.journal import Journal
+from gamenode.agent.link import AgentStream, Link, LinkError
+from gamenode.agent.runner import Runner
+from gamenode.agent.uploader import LogUploader
+from gamenode.domain.command import (
+    Acknowledged,
+    CancelOrder,
+    Closed,
+    CloseReason,
+    Dispatch,
+    FencedOrder,
+    FollowLog,
+    HeldPipeline,
+    NumberedReport,
+    Order,
+    OrderAnswer,
+    OrderOutcome,
+    ServerWord,
+    Statement,
+    Welcome,
+)
+from gamenode.domain.node import (
+    Heartbeat,
+    HeartbeatResult,
+    Registration,
+    RegistrationAnswer,
+)
+from gamenode.domain.pipeline import PipelineReport, Reason, Report
+from gamenode.lib.backoff import Backoff
+from gamenode.lib.clock import Clock
+from gamenode.lib.tasks import Supervisor, Wake
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """Intervals and bounds of the session (C2, RL5)."""
+
+    heartbeat_retries: int = 3
+    heartbeat_retry_s: float = 5.0
+    welcome_timeout_s: float = 30.0
+    reconnect_first_s: float = 0.2
+    reconnect_most_s: float = 5.0
+    reconnect_most_long_s: float = 15.0
+    """The longest wait once the server has been away for longer than the heartbeat timeout."""
+    settled_s: float = 1.0
+    """A stream that lasted so long is replaced at once; one that broke sooner counts as a failure,
+    like one that never was."""
+    reports_per_message_max: int = 500
+
+
+class Outbox:
+    """Reports in order, each kept until it is acknowledged."""
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+        self._sequence = 0
+        self._unacknowledged: dict[int, tuple[Dispatch, NumberedReport]] = {}
+        self._sent_to = 0
+        self.wake = Wake()
+
+    def report(self, dispatch: Dispatch, report: Report) -> None:
+        """Take a report; it goes out after those taken before."""
+        self._sequence += 1
+        numbered = NumberedReport(sequence=self._sequence, report=report)
+        self._unacknowledged[self._sequence] = (dispatch, numbered)
+        self.wake.ring()
+
+    def of(self, dispatch: Dispatch) -> tuple[NumberedReport, ...]:
+        """Return what is not acknowledged of one dispatch."""
+        return tuple(
+            numbered for owner, numbered in self._unacknowledged.values() if owner == dispatch
+        )
+
+    def all_stated(self) -> None:
+        """Everything so far went out with a statement."""
+        self._sent_to = self._sequence
+
+    def unsent(self, most: int) -> list[NumberedReport]:
+        """Return the next reports to send, and count them as sent."""
+        batch = [
+            self._unacknowledged[number][1]
+            for number in range(self._sent_to + 1, min(self._sequence, self._sent_to + most) + 1)
+        ]
+        self._sent_to += len(batch)
+        return batch
+
+    def acknowledge(self, sequence: int) -> tuple[Dispatch, Report] | None:
+        """Forget a report; return what it was, or None for one that is not known (any more)."""
+        entry = self._unacknowledged.pop(sequence, None)
+        return (entry[0], entry[1].report) if entry is not None else None
+
+
+class Session:
+    """Registers the node, and holds its stream for as long as the agent lives."""
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        journal: Journal,
+        runner: Runner,
+        uploader: LogUploader,
+        outbox: Outbox,
+        registration: Callable[[int | None], Awaitable[Registration]],
+        clock: Clock,
+        random: Random,
+        settings: SessionSettings,
+    ) -> None:
+        """Be ready to run; `registration` collects what the node says of itself."""
+        self._link = link
+        self._journal = journal
+        self._runner = runner
+        self._uploader = uploader
+        self._outbox = outbox
+        self._registration = registration
+        self._clock = clock
+        self._random = random
+        self._settings = settings
+        self._supervisor = Supervisor()
+        self._node_id = ""
+        self._boot_id = ""
+        self._answer: RegistrationAnswer | None = None
+        self._epoch = journal.last_session_epoch()
+        self._stream_number = 0
+        self._stream: AgentStream | None = None
+        self._last_sequence = 0
+        self._followed: set[tuple[str, str]] = set()
+        self._last_success_s = clock.monotonic_s()
+        self._beat_answered = asyncio.Event()
+        self._round_trip_s: float | None = None
+
+    async def run(self) -> None:
+        """Register and hold a stream, again and again, until cancelled."""
+        failures = 0
+        while True:
+            retry_after_s = 0.0
+            begun_s = self._clock.monotonic_s()
+            try:
+                if self._answer is None:
+                    await self._register()
+                closed = await self._hold_stream()
+                retry_after_s = closed.retry_after_s
+                if closed.reason is CloseReason.REGISTER_AGAIN:
+                    self._answer = None
+                if closed.reason is CloseReason.SUPERSEDED:
+                    # Somebody else speaks for this node: never a race of two (rule RL3).
+                    self._answer = None
+                    retry_after_s = max(retry_after_s, self._settings.reconnect_most_long_s)
+                failures = 0 if closed.reason is CloseReason.REGISTER_AGAIN else failures + 1
+            except LinkError as error:
+                failures += 1
+                _log.log(
+                    logging.INFO if failures == 1 else logging.WARNING,
+                    "no stream to the server: %s",
+                    error,
+                    extra={"event": "link.broken", "failures": failures},
+                )
+                if not error.transient:
+                    self._answer = None
+            lasted_s = self._last_success_s - begun_s
+            if lasted_s >= self._settings.settled_s:
+                failures = min(failures, 1)
+            await asyncio.sleep(max(retry_after_s, self._delay_s(failures)))
+
+    async def leave(self, reason: str) -> None:
+        """Say goodbye, so that the node is offline at once and not after a grace."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            try:
+                await stream.goodbye(reason)
+            except LinkError:
+                return
+
+    async def close(self) -> None:
+        """End what this session started."""
+        await self._supervisor.close()
+
+    def _delay_s(self, failures: int) -> float:
+        """Return the wait before the next attempt: none at first, then growing (rule RL5)."""
+        if failures <= 1:
+            return 0.0
+        timeout_s = self._answer.heartbeat_timeout_s if self._answer else 45.0
+        recent = self._clock.monotonic_s() - self._last_success_s < timeout_s
+        most_s = self._settings.reconnect_most_s
+        if not recent:
+            most_s = self._settings.reconnect_most_long_s
+        backoff = Backoff(first_s=self._settings.reconnect_first_s, most_s=most_s)
+        return backoff.delay_s(failures - 1, self._random)
+
+    async def _register(self) -> None:
+        registration = await self._registration(self._epoch)
+        answer = await self._link.register(registration)
+        if not answer.session_id:
+            raise LinkError(f"registration refused: {answer.message}", transient=False)
+        # On disk before it is used: a crash in between costs one unused epoch, which the server
+        # allows for; the other order would lose continuity (rule RL3).
+        await self._journal.open_session(answer.session_epoch)
+        self._epoch = answer.session_epoch
+        self._answer = answer
+        self._node_id = registration.node_id
+        self._boot_id = registration.boot_id
+        self._stream_number = 0
+        _log.info(
+            "registered: %s",
+            answer.message,
+            extra={"event": "session.opened", "epoch": answer.session_epoch},
+        )
+
+    async def _hold_stream(self) -> Closed:
+        """Open a stream and live with it; return why the server closed it.
+
+        Raises:
+            LinkError: it broke.
+        """
+        answer = self._answer
+        assert answer is not None
+        self._stream_number += 1
+        state_version, maintenance = self._runner.state
+        statement = Statement(
+            node_id=self._node_id,
+            session_id=answer.session_id,
+            stream_number=self._stream_number,
+            state_version=state_version,
+            maintenance=maintenance,
+            held=tuple(
+                HeldPipeline(dispatch=dispatch, reports=self._outbox.of(dispatch))
+                for dispatch in self._runner.held()
+            ),
+            boot_id=self._boot_id,
+        )
+        self._outbox.all_stated()
+        self._last_sequence = 0
+        stream = await self._link.open(statement)
+        side = Supervisor()
+        try:
+            async with asyncio.timeout(self._settings.welcome_timeout_s):
+                first = await stream.read()
+            if isinstance(first, Closed):
+                return first
+            if not isinstance(first, Welcome):
+                raise LinkError("the server did not welcome the statement", transient=True)
+            self._stream = stream
+            self._welcomed(first)
+            broken = asyncio.Event()
+            _ = side.start("reports", self._send_reports(stream, broken))
+            _ = side.start("heartbeats", self._beat(stream, answer, broken))
+            _ = side.start("broken", self._close_when(stream, broken))
+            while True:
+                word = await stream.read()
+                self._last_success_s = self._clock.monotonic_s()
+                if isinstance(word, Closed):
+                    _log.info(
+                        "the server closed the stream: %s",
+                        word.message or word.reason,
+                        extra={"event": "link.closed", "reason": word.reason},
+                    )
+                    return word
+                self._hear(stream, word)
+        except TimeoutError as error:
+            raise LinkError("no welcome in time", transient=True) from error
+        finally:
+            self._stream = None
+            await side.close()
+            await stream.close()
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        self._last_success_s = self._clock.monotonic_s()
+        # Who follows what, the server says anew on every stream.
+        for followed in list(self._followed):
+            self._set_live(followed, live=False)
+        for dispatch in welcome.unwanted:
+            self._end(dispatch)
+
+    def _hear(self, stream: AgentStream, word: ServerWord | None) -> None:
+        match word:
+            case FencedOrder():
+                self._obey(stream, word)
+            case Acknowledged():
+                self._acknowledged(word)
+            case HeartbeatResult():
+                self._beat_answered.set()
+                if not word.counted:
+                    self._answer = None
+            case FollowLog():
+                self._set_live((word.pipeline_id, word.step), live=word.live)
+            case Welcome() | Closed() | None:
+                pass
+
+    def _set_live(self, followed: tuple[str, str], *, live: bool) -> None:
+        if live:
+            self._followed.add(followed)
+        else:
+            self._followed.discard(followed)
+        self._uploader.set_live(*followed, live=live)
+
+    def _obey(self, stream: AgentStream, fenced: FencedOrder) -> None:
+        """Carry out an order of the newest stream, once (rule RL2)."""
+        if (fenced.session_epoch, fenced.stream_number) != (self._epoch, self._stream_number):
+            return
+        if fenced.sequence <= self._last_sequence:
+            return
+        self._last_sequence = fenced.sequence
+        # Owned by the session, not by the stream: an order half written to the journal must not
+        # be cancelled because the connection broke.
+        name = f"order {fenced.sequence}"
+        _ = self._supervisor.start(name, self._carry_out(stream, fenced.sequence, fenced.order))
+
+    async def _carry_out(self, stream: AgentStream, sequence: int, order: Order | None) -> None:
+        if order is None:
+            answer = OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason=Reason.UNSUPPORTED,
+                message="this agent does not know such an order: upgrade it",
+            )
+        else:
+            answer = await self._runner.take(order)
+        try:
+            await stream.answer(sequence, answer)
+        except LinkError:
+            return  # the next statement says what is held
+
+    def _acknowledged(self, word: Acknowledged) -> None:
+        for sequence, result in word.results:
+            entry = self._outbox.acknowledge(sequence)
+            if entry is None:
+                continue
+            dispatch, report = entry
+            if isinstance(report, PipelineReport) and report.status.terminal:
+                self._runner.release(dispatch)
+            elif result.stop:
+                self._end(dispatch)
+
+    def _end(self, dispatch: Dispatch) -> None:
+        order = CancelOrder(
+            dispatch=dispatch,
+            reason=Reason.CANCELLED_BY_USER,
+            message="the server does not want it any more",
+            force=True,
+        )
+        _ = self._supervisor.start(f"end {dispatch.pipeline_id}", self._cancel(order))
+
+    async def _cancel(self, order: CancelOrder) -> None:
+        if order.dispatch in self._runner.held():
+            await self._runner.cancel(order)
+
+    async def _send_reports(self, stream: AgentStream, broken: asyncio.Event) -> None:
+        try:
+            while True:
+                batch = self._outbox.unsent(self._settings.reports_per_message_max)
+                if batch:
+                    await stream.report(batch)
+                else:
+                    await self._outbox.wake.wait(60.0)
+        except LinkError:
+            broken.set()
+
+    async def _beat(
+        self, stream: AgentStream, answer: RegistrationAnswer, broken: asyncio.Event
+    ) -> None:
+        """Send heartbeats; one without an answer is sent again, and then the stream is given up."""
+        try:
+            while True:
+                if not await self._one_beat(stream, answer):
+                    _log.warning("heartbeats without answer", extra={"event": "link.silent"})
+                    broken.set()
+                    return
+                await asyncio.sleep(answer.heartbeat_interval_s)
+        except LinkError:
+            broken.set()
+
+    async def _one_beat(self, stream: AgentStream, answer: RegistrationAnswer) -> bool:
+        for _ in range(1 + self._settings.heartbeat_retries):
+            self._beat_answered.clear()
+            sent_s = self._clock.monotonic_s()
+            await stream.heartbeat(
+                Heartbeat(
+                    node_id=self._node_id,
+                    session_id=answer.session_id,
+                    sent_at=self._clock.now(),
+                    round_trip_s=self._round_trip_s,
+                )
+            )
+            try:
+                async with asyncio.timeout(self._settings.heartbeat_retry_s):
+                    await self._beat_answered.wait()
+            except TimeoutError:
+                continue
+            self._round_trip_s = self._clock.monotonic_s() - sent_s
+            return True
+        return False
+
+    @staticmethod
+    async def _close_when(stream: AgentStream, broken: asyncio.Event) -> None:
+        await broken.wait()
+        await stream.close()

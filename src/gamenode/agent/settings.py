@@ -1,0 +1,48 @@
+"""Every bound and address of an agent, by section. `app` alone reads the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gamenode.agent.link import LinkSettings
+from gamenode.agent.runner import RunnerSettings
+from gamenode.agent.session import SessionSettings
+from gamenode.agent.uploader import UploaderSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """Which node this is, where its server is, what it runs steps with."""
+
+    server: str = "127.0.0.1:9090"
+    node_id: str = ""
+    """Empty: the host's name."""
+    data: Path = Path("/var/lib/gamenode-agent")
+    runtime: str = "auto"
+    """`docker`, `process`, or `auto`: docker where an engine answers, else process."""
+    engine_socket: Path = Path("/var/run/docker.sock")
+    log_level: str = "info"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    release_wait_s: float = 5.0
+    """How long an agent that ends everything waits for the server's acknowledgements."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvSettings:
+    """Values that this node supplies to pipelines, by name."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """All of it."""
+
+    agent: HostSettings = field(default_factory=HostSettings)
+    envs: EnvSettings = field(default_factory=EnvSettings)
+    link: LinkSettings = field(default_factory=LinkSettings)
+    session: SessionSettings = field(default_factory=SessionSettings)
+    runner: RunnerSettings = field(default_factory=RunnerSettings)
+    logs: UploaderSettings = field(default_factory=UploaderSettings)

@@ -1,0 +1,129 @@
+"""`gamenode nodes`: the hosts, and how they are."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from gamenode.cli.command import Command, Group, Invocation, pass_invocation
+from gamenode.cli.names import complete_nodes
+from gamenode.cli.names import node as find_node
+from gamenode.cli.output import Body, Column, Part, View, age, field, labels
+from gamenode.cli.watch import show_list
+from gamenode.domain.node import Link, Maintenance
+
+
+def _liveness(node: Body) -> str:
+    if node.get("online") and field("link.state")(node) == Link.RECONNECTING:
+        return str(Link.RECONNECTING)
+    return "online" if node.get("online") else "offline"
+
+
+def _conditions(node: Body) -> str:
+    return ",".join(condition["type"] for condition in node.get("conditions") or ())
+
+
+VIEW: Final = View(
+    columns=(
+        Column("ID", field("id")),
+        Column("NAME", field("display_name"), wide=True),
+        Column("LIVENESS", _liveness),
+        Column("STATE", field("state")),
+        Column("HEARTBEAT", field("last_heartbeat_at"), age),
+        Column("CONDITIONS", _conditions),
+        Column("LABELS", labels("labels")),
+        Column("TYPE", field("type"), wide=True),
+        Column("AGENT", field("agent_version"), wide=True),
+        Column("LINK", field("link.state"), wide=True),
+        Column("LINK_SINCE", field("link.since"), age, wide=True),
+        Column("LINK_CAUSE", field("link.cause"), wide=True),
+        Column("ONLINE_SINCE", field("online_since"), age, wide=True),
+        Column("SESSION_EPOCH", field("session_epoch"), wide=True),
+        Column("REGISTERED", field("registered_at"), age, wide=True),
+        Column("NOTE", field("note"), wide=True),
+    ),
+    name=lambda body: str(body["id"]),
+    parts=(
+        Part(
+            "conditions",
+            (
+                Column("CONDITION", field("type")),
+                Column("SINCE", field("since"), age),
+                Column("BLOCKS", field("blocks_placement")),
+                Column("REASON", field("reason")),
+            ),
+        ),
+    ),
+)
+
+nodes = Group("nodes", short_help="List and show nodes.")
+nodes.help = "The hosts, and how they are."
+
+
+@nodes.command(
+    "list",
+    cls=Command,
+    examples="""
+    gamenode nodes list
+    gamenode nodes list -l zone=a,gpu.model~4090 -o wide
+    gamenode nodes list --offline -o name
+    """,
+)
+@click.option("--online/--offline", default=None, help="Only those that are, or are not, online.")
+@click.option(
+    "--state",
+    type=click.Choice([str(state) for state in Maintenance]),
+    help="Only those in this state.",
+)
+@click.option("-l", "--selector", help="Only those that this fits, such as zone=a,!broken.")
+@click.option("--search", metavar="TEXT", help="Only those with this in id or name.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
+@click.option("--cursor", help="Where to go on, as the page before said.")
+@click.option("-w", "--watch", is_flag=True, help="Show them again and again.")
+@pass_invocation
+def list_(
+    invocation: Invocation,
+    *,
+    online: bool | None,
+    state: str | None,
+    selector: str | None,
+    search: str | None,
+    limit: int,
+    cursor: str | None,
+    watch: bool,
+) -> None:
+    """List nodes."""
+    query = {
+        "online": online,
+        "state": state,
+        "selector": selector,
+        "q": search,
+        "limit": limit,
+        "cursor": cursor,
+    }
+    show_list(invocation, lambda: invocation.client.get("/nodes", query), VIEW, watch=watch)
+
+
+for _name, _short_help in (
+    ("maintenance", "Start nothing new on nodes; what runs goes on."),
+    ("disable", "End everything on nodes and let them only heartbeat."),
+    ("enable", "Let nodes work again."),
+):
+    nodes.add_lazy(_name, f"gamenode.cli.states:{_name}", _short_help)
+
+
+@nodes.command(
+    "show",
+    cls=Command,
+    examples="""
+    gamenode nodes show fra-07
+    gamenode nodes show fra-07 -o yaml
+    """,
+)
+@click.argument("node", shell_complete=complete_nodes)
+@pass_invocation
+def show(invocation: Invocation, *, node: str) -> None:
+    """Show a node."""
+    found = find_node(invocation.client, node, settings=invocation.settings)
+    invocation.output.item(found, VIEW)

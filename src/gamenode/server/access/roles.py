@@ -1,0 +1,71 @@
+"""The one table of who may do what: every gRPC method and HTTP route, and the role it needs.
+
+What has no row is refused, and a server that would serve something without one does not start
+(promise P15).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from gamenode.domain.access import Role
+
+_SERVICE: Final = "/gamenode.v1.GameNodeService/"
+
+ROLES: Final[Mapping[str, Role]] = MappingProxyType(
+    {
+        # What agents call.
+        _SERVICE + "Register": Role.NODE,
+        _SERVICE + "Heartbeat": Role.NODE,
+        _SERVICE + "ReportMetrics": Role.NODE,
+        _SERVICE + "UpdateResourceInfo": Role.NODE,
+        _SERVICE + "UpdatePipelineStatus": Role.NODE,
+        _SERVICE + "UpdateStepStatus": Role.NODE,
+        _SERVICE + "Connect": Role.NODE,
+        _SERVICE + "AppendLogs": Role.NODE,
+        # What people and other services call.
+        _SERVICE + "Execute": Role.OPERATOR,
+        _SERVICE + "Cancel": Role.OPERATOR,
+        _SERVICE + "StreamLogs": Role.VIEWER,
+        _SERVICE + "WatchEvents": Role.VIEWER,
+        "/grpc.health.v1.Health/Check": Role.PUBLIC,
+        "/grpc.health.v1.Health/List": Role.PUBLIC,
+        "/grpc.health.v1.Health/Watch": Role.PUBLIC,
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Role.VIEWER,
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.VIEWER,
+        "GET /api/v1/nodes": Role.VIEWER,
+        "GET /api/v1/nodes/{node}": Role.VIEWER,
+        "PUT /api/v1/nodes/{node}/state": Role.ADMIN,
+        "POST /api/v1/nodes:state": Role.ADMIN,
+        "GET /api/v1/nodes/{node}/state-changes": Role.VIEWER,
+        "GET /api/v1/pipelines": Role.VIEWER,
+        "POST /api/v1/pipelines": Role.OPERATOR,
+        "POST /api/v1/pipelines:validate": Role.VIEWER,
+        "GET /api/v1/pipelines/{pipeline}": Role.VIEWER,
+        "POST /api/v1/pipelines/{pipeline}:cancel": Role.OPERATOR,
+        "GET /api/v1/pipelines/{pipeline}/steps/{step}/logs": Role.VIEWER,
+        "GET /api/v1/events": Role.VIEWER,
+        "GET /api/v1/version": Role.VIEWER,
+        "GET /": Role.VIEWER,
+        "GET /openapi.json": Role.PUBLIC,
+        "GET /healthz": Role.PUBLIC,
+        "GET /readyz": Role.PUBLIC,
+    }
+)
+"""gRPC methods by their full name, HTTP routes by method and path template."""
+
+
+def check_complete(operations: Iterable[str], *, roles: Mapping[str, Role] = ROLES) -> None:
+    """Check that each of `operations`, named as in the table, needs some role.
+
+    Raises:
+        RuntimeError: Some have no row; the message names them. Not a refusal but a fault of the
+            program, so nothing catches it.
+
+    Source: architecture.md section 10, promise P15.
+    """
+    missing = sorted(set(operations) - roles.keys())
+    if missing:
+        raise RuntimeError(f"no role is set for {', '.join(missing)}")

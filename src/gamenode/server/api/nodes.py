@@ -1,0 +1,78 @@
+"""The routes of nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+from starlette.types import ASGIApp
+
+from gamenode.domain.node import Maintenance
+from gamenode.domain.selector import parse_selector
+from gamenode.server.api import page
+from gamenode.server.api.decode import NoQuery, QueryReader
+from gamenode.server.api.nouns import NodeManager
+from gamenode.server.api.operation import Call, Operation, answer
+from gamenode.wire import http
+
+
+class NodesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which nodes."""
+
+    online: Annotated[bool | None, Meta(description="Only those online, or those not.")] = None
+    state: Annotated[Maintenance | None, Meta(description="Only those in this state.")] = None
+    selector: Annotated[str, Meta(description="Only those that this selector matches.")] = ""
+    q: Annotated[str, Meta(max_length=256, description="Only those with this in id or name.")] = ""
+    limit: page.Limit = 100
+    cursor: page.Cursor = ""
+
+
+class NodeRoutes:
+    """Lists and shows nodes."""
+
+    def __init__(self, nodes: NodeManager) -> None:
+        """Speak for `nodes`."""
+        self._nodes = nodes
+
+    def operations(self) -> Sequence[Operation[Any, Any]]:
+        """Return what can be done."""
+        return (
+            Operation(
+                method="GET",
+                path="/api/v1/nodes",
+                summary="List nodes",
+                handler=self._list,
+                query=QueryReader(NodesQuery),
+                answer=http.NodeList,
+            ),
+            Operation(
+                method="GET",
+                path="/api/v1/nodes/{node}",
+                summary="Show a node",
+                handler=self._show,
+                query=QueryReader(NoQuery),
+                answer=http.Node,
+            ),
+        )
+
+    async def _list(self, call: Call[NodesQuery, None]) -> ASGIApp:
+        query = call.query
+        found = await self._nodes.list(
+            online=query.online,
+            maintenance=query.state,
+            selector=parse_selector(query.selector),
+            q=query.q,
+            limit=query.limit + 1,
+            after=page.read_node_cursor(query.cursor),
+        )
+        nodes, last = page.split(found, query.limit)
+        return answer(
+            http.NodeList(
+                items=[http.encode_node(node) for node in nodes],
+                next_cursor=page.node_cursor(last.id) if last else None,
+            )
+        )
+
+    async def _show(self, call: Call[NoQuery, None]) -> ASGIApp:
+        return answer(http.encode_node(await self._nodes.get(call.path["node"])))

@@ -1,0 +1,419 @@
+"""The server's wiring: what is made of what, which loops run, how it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import ipaddress
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import grpc.aio
+import uvicorn
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from starlette.requests import Request
+
+from gamenode.domain.access import Actor, ActorKind, Role
+from gamenode.domain.command import Closed, CloseReason
+from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.event import Event, EventType
+from gamenode.lib.clock import Clock, after
+from gamenode.lib.ids import Ids
+from gamenode.lib.tasks import Supervisor
+from gamenode.server.access.roles import ROLES, check_complete
+from gamenode.server.api.app import create_api
+from gamenode.server.api.nouns import Nouns
+from gamenode.server.db.database import Database
+from gamenode.server.events import store as events
+from gamenode.server.events.feed import EventFeed
+from gamenode.server.logs.manager import LogManager
+from gamenode.server.logs.media.files import LogFiles
+from gamenode.server.logs.service import LogService
+from gamenode.server.logs.streamer import LogStreamer
+from gamenode.server.metrics.service import MetricService
+from gamenode.server.nodes.manager import NodeManager
+from gamenode.server.nodes.service import GameNodeService
+from gamenode.server.pipelines.dispatcher import TaskDispatcher
+from gamenode.server.pipelines.manager import PipelineManager
+from gamenode.server.pipelines.service import GamePipelineGRPCService
+from gamenode.server.rpc.agent_link import AgentLink
+from gamenode.server.rpc.interceptors import EdgeInterceptor
+from gamenode.server.rpc.servicer import GameNodeServer
+from gamenode.server.settings import ServerSettings
+from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
+from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
+
+_log = logging.getLogger(__name__)
+_SERVICE: Final = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
+_WAKES_DISPATCH: Final = frozenset(
+    {
+        EventType.PIPELINE_CREATED,
+        EventType.PIPELINE_CANCEL_REQUESTED,
+        EventType.PIPELINE_CANCELLED,
+        EventType.PIPELINE_COMPLETED,
+        EventType.PIPELINE_FAILED,
+    }
+)
+_PURGE_INTERVAL_S: Final = 3600.0
+
+
+class Server:
+    """One server. It has no state outside this object, its folder and its database."""
+
+    def __init__(self, settings: ServerSettings, *, clock: Clock, ids: Ids, random: Random) -> None:
+        """Open the data and put everything together. Blocks; call before the loop has work.
+
+        Raises:
+            GameNodeError: an address that may not be listened on, a data folder that another server
+                holds, or a database that cannot be used.
+        """
+        self._settings = settings
+        self._clock = clock
+        for address in (settings.server.http, settings.server.grpc):
+            require_loopback(address)
+        data = settings.server.data
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = lock_folder(data)
+        database_settings = settings.database
+        if not database_settings.url:
+            database_settings = replace(
+                database_settings, url=f"sqlite:///{(data / 'gamenode.db').absolute()}"
+            )
+        self._database = Database.open(database_settings, clock=clock)
+        self._feed = EventFeed(
+            self._database, settings=settings.events, audit_key=_audit_key(data / "audit.key")
+        )
+        self._database.on_commit(self._feed)
+        self._node_service = GameNodeService(self._database)
+        self._nodes = NodeManager(
+            service=self._node_service,
+            clock=clock,
+            ids=ids,
+            settings=settings.nodes,
+            states=settings.states,
+        )
+        self._pipeline_service = GamePipelineGRPCService(self._database)
+        files = LogFiles(data / "logs")
+        self._log_service = LogService(self._database, files, settings=settings.logs)
+        self._streamer = LogStreamer(
+            self._log_service, files, clock=clock, settings=settings.log_reading
+        )
+        self._logs = LogManager(
+            self._log_service,
+            self._streamer,
+            steps=self._pipeline_service,
+            on_live=self._follow_log,
+            settings=settings.log_followers,
+        )
+        self._dispatcher = TaskDispatcher(
+            service=self._pipeline_service,
+            nodes=self._nodes,
+            logs=self._logs,
+            clock=clock,
+            settings=settings.dispatch,
+        )
+        self._pipelines = PipelineManager(
+            service=self._pipeline_service,
+            dispatcher=self._dispatcher,
+            nodes=self._nodes,
+            logs=self._log_service,
+            log_manager=self._logs,
+            feed=self._feed,
+            clock=clock,
+            ids=ids,
+            settings=settings.pipelines,
+        )
+        self._metrics = MetricService(self._database, clock=clock, settings=settings.metrics)
+        self._nodes.on_change(self._dispatcher.wake)
+        self._feed.on_events(self._happened)
+        self._supervisor = Supervisor()
+        self._ready = False
+        self._health = HealthServicer()
+        self._rpc = self._make_rpc(ids, random)
+        self._http = _Http(
+            uvicorn.Config(
+                create_api(
+                    Nouns(
+                        pipeline_manager=self._pipelines,
+                        pipeline_service=self._pipeline_service,
+                        nodes=self._nodes,
+                        logs=self._logs,
+                        events=self._feed,
+                        why_not_ready=lambda: "" if self._ready else "it is starting or stopping",
+                    ),
+                    settings=settings.api,
+                    authenticate=_local_http,
+                    clock=clock,
+                    ids=ids,
+                ),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=round(settings.server.stop_s_max / 2),
+            )
+        )
+        self._http_socket: socket.socket | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen and be ready.
+
+        Raises:
+            GameNodeError: CONFLICT, an address is taken.
+        """
+        self._http_socket = _listen(self._settings.server.http)
+        await self._feed.start()
+        await self._nodes.load()
+        _bind_rpc(self._rpc, self._settings.server.grpc)
+        await self._rpc.start()
+        self._supervisor.keep("nodes.judge", self._nodes.judge)
+        self._supervisor.keep("nodes.flush", self._nodes.flush)
+        self._supervisor.keep("nodes.states", self._nodes.states.run)
+        self._supervisor.keep("dispatch", self._dispatcher.run)
+        self._supervisor.keep("metrics.purge", self._metrics.purge)
+        self._supervisor.keep("events.purge", self._purge_events)
+        self._serving = asyncio.get_running_loop().create_task(
+            self._http.serve([self._http_socket]), name="http"
+        )
+        await self._http.wait_started()
+        self._ready = True
+        for service in ("", _SERVICE):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        _log.info(
+            "ready: HTTP on %s, gRPC on %s",
+            self._settings.server.http,
+            self._settings.server.grpc,
+            extra={"event": "server.ready"},
+        )
+
+    async def wait_online(self, node_ids: Sequence[str]) -> None:
+        """Wait until these nodes can take work."""
+        changed = asyncio.Event()
+        self._nodes.on_change(changed.set)
+        while any(self._nodes.connection(node_id) is None for node_id in node_ids):
+            changed.clear()
+            await changed.wait()
+
+    async def stop(self) -> None:
+        """Refuse new work, finish answers, close streams with a reason, close the data."""
+        self._ready = False
+        await self._health.enter_graceful_shutdown()
+        stop_s = self._settings.server.stop_s_max
+        self._nodes.close_all(Closed(reason=CloseReason.SHUTDOWN, message="the server is stopping"))
+        await self._feed.close()
+        self._streamer.end_followers()
+        self._http.should_exit = True
+        await asyncio.gather(self._rpc.stop(stop_s / 2), self._http_ended())
+        await self._supervisor.close()
+        await self._dispatcher.close()
+        await self._nodes.states.close()
+        self._streamer.close()
+        await self._log_service.close()
+        await self._database.aclose()
+        os.close(self._lock)
+        _log.info("stopped", extra={"event": "server.stopped"})
+
+    async def _http_ended(self) -> None:
+        if self._serving is not None:
+            await self._serving
+
+    def _make_rpc(self, ids: Ids, random: Random) -> grpc.aio.Server:
+        settings = self._settings.rpc
+        methods = [
+            f"/{_SERVICE}/{method.name}"
+            for method in pb.DESCRIPTOR.services_by_name["GameNodeService"].methods
+        ]
+        check_complete(methods)
+        server = grpc.aio.server(
+            interceptors=[EdgeInterceptor(roles=ROLES, authenticate=_local_rpc, ids=ids)],
+            options=[
+                ("grpc.max_receive_message_length", settings.message_bytes_max),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.max_metadata_size", 16 * 1024),
+            ],
+        )
+        pb_grpc.add_GameNodeServiceServicer_to_server(
+            GameNodeServer(
+                nodes=self._nodes,
+                pipelines=self._pipelines,
+                logs=self._logs,
+                log_service=self._log_service,
+                metrics=self._metrics,
+                feed=self._feed,
+                link=AgentLink(
+                    nodes=self._nodes,
+                    pipelines=self._pipelines,
+                    random=random,
+                    settings=self._settings.agent_link,
+                ),
+                clock=self._clock,
+            ),
+            server,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            [_SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME], server
+        )
+        return server
+
+    def _happened(self, happened: Sequence[Event]) -> None:
+        if any(event.type in _WAKES_DISPATCH for event in happened):
+            self._dispatcher.wake()
+
+    def _follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
+        self._dispatcher.follow_log(pipeline_id, step, live=live)
+
+    async def _purge_events(self) -> None:
+        while True:
+            before = after(self._clock.now(), -self._settings.server.event_keep_s)
+            await self._database.write(partial(events.purge, before=before))
+            await asyncio.sleep(_PURGE_INTERVAL_S)
+
+
+class _Http(uvicorn.Server):
+    """uvicorn, without its hands on the process's signals."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._started = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._started.set()
+
+    async def wait_started(self) -> None:
+        """Wait until connections are taken."""
+        await self._started.wait()
+
+
+def require_loopback(address: str) -> None:
+    """Refuse an address that others can reach, as long as nobody has to sign in.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST.
+    """
+    host, _ = split_address(address)
+    if host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            f"will not listen on {address}: nobody has to sign in yet, so whoever reaches it could "
+            "run anything on every node",
+            hint="listen on 127.0.0.1 and reach it through an SSH tunnel",
+        )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port`.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - a port's range
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            f"{address} is no address",
+            hint="write host:port, such as 127.0.0.1:8080",
+        )
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def lock_folder(folder: Path) -> int:
+    """Hold a data folder for this process alone; return the descriptor that holds it.
+
+    Raises:
+        GameNodeError: CONFLICT, another process holds it.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"the data folder {folder} is in use by another server",
+            hint="stop it, or choose another folder with --data",
+        ) from error
+    return descriptor
+
+
+def _audit_key(path: Path) -> bytes:
+    """Return the key of the audit chain; the first start makes it (RC4)."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(descriptor, "wb") as file:
+        key = secrets.token_bytes(32)
+        file.write(key)
+        file.flush()
+        os.fsync(file.fileno())
+    return key
+
+
+def _listen(address: str) -> socket.socket:
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        raise _taken(address, "--http", error) from error
+    listening.setblocking(False)  # noqa: FBT003 - the library's signature
+    return listening
+
+
+def _bind_rpc(server: grpc.aio.Server, address: str) -> None:
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise _taken(address, "--grpc", error) from error
+
+
+def _taken(address: str, flag: str, error: Exception) -> GameNodeError:
+    return GameNodeError(
+        ErrorCode.CONFLICT,
+        f"cannot listen on {address}: {error}",
+        hint=f"is a server running already? Else choose another address with {flag} HOST:PORT",
+    )
+
+
+def _local_http(request: Request) -> Actor:
+    source = request.client.host if request.client else ""
+    return Actor(kind=ActorKind.LOCAL, name="local", role=Role.ADMIN, source=source)
+
+
+def _local_rpc(metadata: Mapping[str, str], peer: str) -> Actor:
+    del metadata
+    return Actor(kind=ActorKind.LOCAL, name="local", role=Role.ADMIN, source=peer)

@@ -1,0 +1,117 @@
+"""The table of logs: functions of a connection."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select, update
+
+from gamenode.domain.log import LogKey, LogPosition, StoredLog
+from gamenode.lib.clock import Instant
+from gamenode.server.db import schema
+
+_log = schema.logs.c
+
+
+def get(conn: Connection, key: LogKey) -> StoredLog | None:
+    """Return a log, or None if nothing is known of it."""
+    row = conn.execute(select(schema.logs).where(_is(key))).one_or_none()
+    if row is None:
+        return None
+    return StoredLog(
+        node_id=row.node_id,
+        length_bytes=row.length_bytes,
+        position=LogPosition(
+            stdout_bytes=row.stdout_bytes,
+            stdout_lines=row.stdout_lines,
+            stderr_bytes=row.stderr_bytes,
+            stderr_lines=row.stderr_lines,
+        ),
+        final_length_bytes=row.final_length_bytes,
+        final_hash=row.final_hash or b"",
+    )
+
+
+def advance(
+    conn: Connection, key: LogKey, log: StoredLog, *, from_bytes: int, now: Instant
+) -> bool:
+    """Set length and position to those of `log`; return False if the guard refused.
+
+    The guard: the length is `from_bytes` (a log that is not known has none), and the new one is
+    within the final one.
+    """
+    position = {
+        "stdout_bytes": log.position.stdout_bytes,
+        "stdout_lines": log.position.stdout_lines,
+        "stderr_bytes": log.position.stderr_bytes,
+        "stderr_lines": log.position.stderr_lines,
+    }
+    updated = conn.execute(
+        update(schema.logs)
+        .where(
+            _is(key),
+            _log.length_bytes == from_bytes,
+            or_(
+                _log.final_length_bytes.is_(None),
+                _log.final_length_bytes >= log.length_bytes,
+            ),
+        )
+        .values(length_bytes=log.length_bytes, **position)
+    )
+    if updated.rowcount:
+        return True
+    if from_bytes or get(conn, key) is not None:
+        return False
+    conn.execute(
+        insert(schema.logs).values(
+            **_values(key),
+            node_id=log.node_id,
+            length_bytes=log.length_bytes,
+            created_at=now,
+            **position,
+        )
+    )
+    return True
+
+
+def set_final(
+    conn: Connection, key: LogKey, *, node_id: str, length_bytes: int, sha256: bytes, now: Instant
+) -> None:
+    """Set the final length and hash, once: a repeat changes nothing."""
+    if get(conn, key) is None:
+        conn.execute(
+            insert(schema.logs).values(
+                **_values(key),
+                node_id=node_id,
+                length_bytes=0,
+                stdout_bytes=0,
+                stdout_lines=0,
+                stderr_bytes=0,
+                stderr_lines=0,
+                final_length_bytes=length_bytes,
+                final_hash=sha256,
+                created_at=now,
+            )
+        )
+        return
+    conn.execute(
+        update(schema.logs)
+        .where(_is(key), _log.final_length_bytes.is_(None))
+        .values(final_length_bytes=length_bytes, final_hash=sha256)
+    )
+
+
+def _is(key: LogKey) -> ColumnElement[bool]:
+    return and_(
+        _log.pipeline_id == key.pipeline_id,
+        _log.step == key.step,
+        _log.attempt == key.attempt,
+        _log.run == key.run,
+    )
+
+
+def _values(key: LogKey) -> dict[str, str | int]:
+    return {
+        "pipeline_id": key.pipeline_id,
+        "step": key.step,
+        "attempt": key.attempt,
+        "run": key.run,
+    }

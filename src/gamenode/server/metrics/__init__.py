@@ -1,0 +1,1 @@
+"""Metrics of nodes: what they report, durable before it is acknowledged."""

@@ -1,0 +1,547 @@
+"""Nodes while they live: sessions, heartbeats, streams, and the judgement of who is offline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gamenode.domain.access import Actor
+from gamenode.domain.command import Closed, CloseReason, Statement
+from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.inventory import Inventory
+from gamenode.domain.node import (
+    OF_THE_AGENT,
+    ConditionType,
+    Drain,
+    Heartbeat,
+    HeartbeatResult,
+    Link,
+    Maintenance,
+    Node,
+    NodePatch,
+    Registration,
+    RegistrationAnswer,
+    Session,
+    StateChange,
+)
+from gamenode.domain.placement import Candidate
+from gamenode.domain.selector import Lookup, Selector
+from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
+from gamenode.lib.ids import Ids
+from gamenode.server.nodes.connections import AgentConnection, ConnectionManager
+from gamenode.server.nodes.service import GameNodeService, not_found, values_of
+from gamenode.server.nodes.states import StateKeeper, StateSettings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """Intervals and bounds of nodes (C2)."""
+
+    heartbeat_interval_s: float = 15.0
+    heartbeat_timeout_s: float = 45.0
+    reconnect_grace_s: float = 5.0
+    judge_interval_s: float = 1.0
+    stall_s: float = 2.0
+    """A loop that was late by more has not judged fairly: what arrived meanwhile comes first."""
+    flush_interval_s: float = 5.0
+    words_max: int = 10_000
+    """How many words may wait for an agent that does not read."""
+    log_chunk_bytes_max: int = 1024 * 1024
+    pipelines_per_node_max: int = 256
+    clock_skew_s_max: float = 5.0
+    """A node whose clock is further off has the condition CLOCK_SKEW."""
+    agent_version_min: str = "0.1.0"
+    """A node whose agent is older has the condition AGENT_TOO_OLD."""
+
+
+class NodeManager:
+    """Registers nodes, hears them, and says when one is not heard any more (L3)."""
+
+    def __init__(
+        self,
+        *,
+        service: GameNodeService,
+        clock: Clock,
+        ids: Ids,
+        settings: NodeSettings,
+        states: StateSettings,
+    ) -> None:
+        """Know nobody until `load`."""
+        self._service = service
+        self._clock = clock
+        self._ids = ids
+        self._settings = settings
+        self._connections = ConnectionManager(
+            clock=clock,
+            heartbeat_timeout_s=settings.heartbeat_timeout_s,
+            reconnect_grace_s=settings.reconnect_grace_s,
+        )
+        self.states = StateKeeper(
+            service=service,
+            connections=self._connections,
+            refresh=self._refresh,
+            clock=clock,
+            settings=states,
+        )
+        self._nodes: dict[str, Node] = {}
+        self._values: dict[str, dict[str, tuple[str, ...]]] = {}
+        self._changed: list[Callable[[], None]] = []
+
+    async def load(self) -> None:
+        """Read every node; whoever was online gets the whole timeout from now (C6, P7)."""
+        for node in await self._service.every():
+            self._remember(node)
+            if node.online:
+                self._connections.heard(_session(node))
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever a node may have become able to take work."""
+        self._changed.append(callback)
+
+    # Signs of life
+
+    async def register(self, registration: Registration) -> RegistrationAnswer:
+        """Register a node and open a session (A).
+
+        Raises:
+            GameNodeError: CONFLICT if another host speaks for this node id right now.
+        """
+        node_id = registration.node_id
+        heard = self._connections.get(node_id)
+        standing = heard.connection if heard is not None else None
+        if (
+            standing is not None
+            and registration.boot_id
+            and standing.boot_id not in ("", registration.boot_id)
+        ):
+            known_node = self._nodes[node_id]
+            holding = {found.type: found.reason for found in known_node.conditions}
+            holding[ConditionType.DUPLICATE_IDENTITY] = "another host registers as this node"
+            await self._service.set_conditions(node_id, holding, now=self._clock.now())
+            await self._refresh(node_id)
+            raise GameNodeError(
+                ErrorCode.CONFLICT,
+                f"another host is connected as node {node_id}",
+                hint="give each host its own node id; a cloned data folder must not be used twice",
+                retry_after_s=self._settings.heartbeat_timeout_s,
+            )
+        now = self._clock.now()
+        outcome = await self._service.register(registration, session_id=self._ids.new(), now=now)
+        self._remember(await self._service.get(node_id))
+        self._connections.heard(outcome.session)
+        if standing is not None:
+            standing.close(
+                Closed(reason=CloseReason.SUPERSEDED, message="the node registered again")
+            )
+        self._announce()
+        disabled = outcome.maintenance is Maintenance.DISABLED
+        return RegistrationAnswer(
+            accepted=not disabled,
+            message=(
+                f"node {node_id} is disabled: it gets no work until it is enabled again"
+                if disabled
+                else f"welcome, {node_id}"
+            ),
+            maintenance=outcome.maintenance,
+            session_id=outcome.session.session_id,
+            session_epoch=outcome.session.epoch,
+            continuation=outcome.continuation,
+            state_version=outcome.state_version,
+            heartbeat_interval_s=self._settings.heartbeat_interval_s,
+            heartbeat_timeout_s=self._settings.heartbeat_timeout_s,
+            log_chunk_bytes_max=self._settings.log_chunk_bytes_max,
+        )
+
+    async def heartbeat(self, beat: Heartbeat) -> HeartbeatResult:
+        """Count a heartbeat of the newest session; any other must register again (C5).
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND.
+        """
+        node = self._nodes.get(beat.node_id)
+        if node is None:
+            raise not_found(beat.node_id)
+        if not self._is_newest(node, beat.session_id):
+            return HeartbeatResult(
+                counted=False, message="the session is unknown or superseded: register again"
+            )
+        known = self._connections.heard(_session(node), online=node.online)
+        known.round_trip_s = beat.round_trip_s
+        if beat.sent_at is not None:
+            one_way_s = (beat.round_trip_s or 0.0) / 2
+            known.clock_skew_s = (beat.sent_at - known.heard_at) / NANOSECONDS_PER_S + one_way_s
+        await self._note_conditions(node, beat, known.clock_skew_s)
+        if not known.online:
+            await self._set_online(node, "heartbeat")
+        change = node.state_change
+        if node.simple and change is not None and change.confirmed_at is None:
+            await self.states.seen(change)
+        return HeartbeatResult(
+            counted=True, maintenance=node.maintenance, state_version=node.state_version
+        )
+
+    def session_of(self, node_id: str, session_id: str) -> Session | None:
+        """Return the session if it is its node's newest, else None.
+
+        An empty session id stands for the newest one of a simple client (rule RL4).
+        """
+        node = self._nodes.get(node_id)
+        if node is None or not self._is_newest(node, session_id):
+            return None
+        return _session(node)
+
+    # Streams
+
+    async def attach(self, statement: Statement) -> AgentConnection | None:
+        """Take a stream for the node's own; None for a session that must register again.
+
+        The stream is used for nothing before the statement is reconciled (rule RL1).
+        """
+        session = self.session_of(statement.node_id, statement.session_id)
+        if session is None or not statement.session_id:
+            return None
+        node = self._nodes[statement.node_id]
+        connection = AgentConnection(
+            session=session,
+            stream_number=statement.stream_number,
+            boot_id=statement.boot_id,
+            words_max=self._settings.words_max,
+        )
+        self._connections.attach(connection)
+        known = self._connections.heard(session, online=node.online)
+        if not known.online:
+            await self._set_online(node, "reconnected")
+        await self._set_link(connection, Link.CONNECTED, "connected")
+        return connection
+
+    def opened(self) -> None:
+        """Say that a stream was reconciled: its node can take work from now on."""
+        self._announce()
+        self.states.wake()
+
+    async def detach(self, connection: AgentConnection, cause: str) -> None:
+        """Note that a stream ended; its node has the reconnect grace from now."""
+        if self._connections.detach(connection):
+            await self._set_link(connection, Link.RECONNECTING, cause)
+
+    async def goodbye(self, connection: AgentConnection, reason: str) -> None:
+        """Take a node offline at once: it said that it leaves."""
+        if not self._connections.detach(connection):
+            return
+        node = self._nodes[connection.node_id]
+        known = self._connections.get(connection.node_id)
+        if known is not None:
+            await self._set_offline(node, f"goodbye: {reason}" if reason else "goodbye")
+
+    def connection(self, node_id: str) -> AgentConnection | None:
+        """Return the stream of a node, if orders can be sent on it."""
+        return self._connections.connection(node_id)
+
+    def close_all(self, closed: Closed) -> None:
+        """End every stream with a word that says why."""
+        for _, known in self._connections.every():
+            if known.connection is not None:
+                known.connection.close(closed)
+
+    # Maintenance
+
+    async def change_state(
+        self,
+        node_id: str,
+        target: Maintenance,
+        *,
+        drain: Drain | None,
+        by: Actor,
+        reason: str,
+        wait_s: float = 0.0,
+    ) -> Node:
+        """Want a node's maintenance state, and wait for its agent's confirmation for a while (E).
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; CONFLICT, a change that E2 does not allow.
+        """
+        change = await self._service.change_state(
+            node_id, target, drain=drain, by=by, reason=reason, now=self._clock.now()
+        )
+        await self._refresh(node_id)
+        self.states.wake()
+        if change is not None and wait_s > 0:
+            await self.states.wait_confirmed(node_id, change.version, wait_s)
+        return await self.get(node_id)
+
+    async def describe(self, node_id: str, patch: NodePatch, *, by: Actor) -> Node:
+        """Change a node's display name, note and labels (N2)."""
+        await self._service.describe(node_id, patch, by=by, now=self._clock.now())
+        await self._refresh(node_id)
+        return await self.get(node_id)
+
+    def forget(self, node_id: str, reason: str) -> None:
+        """Let go of a node that was removed; its agent is told so and does not come back."""
+        known = self._connections.drop(node_id)
+        self._nodes.pop(node_id, None)
+        self._values.pop(node_id, None)
+        if known is not None and known.connection is not None:
+            known.connection.close(Closed(reason=CloseReason.REGISTER_AGAIN, message=reason))
+
+    async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
+        """Return a node's newest state changes, newest first.
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND.
+        """
+        await self.get(node_id)
+        return await self._service.state_changes(node_id, limit)
+
+    async def _refresh(self, node_id: str) -> None:
+        self._remember(await self._service.get(node_id))
+        self._announce()
+
+    # Loops
+
+    async def judge(self) -> None:
+        """Once a second: take for offline whoever was silent for too long (P7, P8)."""
+        last_s = self._clock.monotonic_s()
+        while True:
+            await asyncio.sleep(self._settings.judge_interval_s)
+            late_s = self._clock.monotonic_s() - last_s - self._settings.judge_interval_s
+            last_s = self._clock.monotonic_s()
+            if late_s > self._settings.stall_s:
+                _log.warning("the loop stalled", extra={"event": "loop.stalled", "late_s": late_s})
+                continue
+            await self.judge_once()
+
+    async def judge_once(self) -> None:
+        """Take for offline whoever was silent for too long by now."""
+        for node_id, known, cause in self._connections.silent():
+            node = self._nodes.get(node_id)
+            if node is not None and node.session_epoch == known.session.epoch:
+                await self._set_offline(node, cause)
+
+    async def flush(self) -> None:
+        """Every few seconds: write down when nodes were last heard."""
+        while True:
+            await asyncio.sleep(self._settings.flush_interval_s)
+            beats = []
+            for node_id, known in self._connections.every():
+                if known.flushed_at != known.heard_at:
+                    known.flushed_at = known.heard_at
+                    beats.append((node_id, known.heard_at))
+            if beats:
+                await self._service.set_last_heartbeats(beats)
+
+    # Queries
+
+    async def get(self, node_id: str) -> Node:
+        """Return a node, as fresh as memory knows it.
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND.
+        """
+        node = self._nodes.get(node_id)
+        if node is None:
+            raise not_found(node_id)
+        return self._fresh(node)
+
+    async def list(
+        self,
+        *,
+        online: bool | None = None,
+        maintenance: Maintenance | None = None,
+        selector: Selector,
+        q: str = "",
+        limit: int,
+        after: str = "",
+    ) -> list[Node]:
+        """Return nodes by id, from `after` on."""
+        found = []
+        for node_id in sorted(self._nodes):
+            node = self._nodes[node_id]
+            values = self._values[node_id]
+            if (
+                node_id > after
+                and (online is None or node.online is online)
+                and (maintenance is None or node.maintenance is maintenance)
+                and (not q or q in node_id or q in node.display_name)
+                and selector.matches(_lookup(values))
+            ):
+                found.append(self._fresh(node))
+                if len(found) == limit:
+                    break
+        return found
+
+    def candidates(self, loads: Mapping[str, int]) -> Sequence[Candidate]:
+        """Return what placement needs to know of every node."""
+        return [
+            Candidate(
+                node_id=node_id,
+                online=node.online,
+                connected=self._connections.connection(node_id) is not None,
+                simple=node.simple,
+                maintenance=node.maintenance,
+                blocked=node.blocked,
+                values=self._values[node_id],
+                env_names=node.env_names,
+                load=loads.get(node_id, 0),
+                load_max=self._settings.pipelines_per_node_max,
+            )
+            for node_id, node in self._nodes.items()
+        ]
+
+    async def update_resource_info(self, node_id: str, inventory: Inventory) -> None:
+        """Replace what is known of a node's parts."""
+        await self._service.update_inventory(node_id, inventory, now=self._clock.now())
+        self._remember(await self._service.get(node_id))
+
+    def _is_newest(self, node: Node, session_id: str) -> bool:
+        return session_id == node.session_id or (not session_id and node.simple)
+
+    def _remember(self, node: Node) -> None:
+        self._nodes[node.id] = node
+        self._values[node.id] = values_of(node)
+
+    def _fresh(self, node: Node) -> Node:
+        known = self._connections.get(node.id)
+        if known is None or known.session.epoch != node.session_epoch:
+            return node
+        return replace(
+            node,
+            last_heartbeat_at=known.heard_at,
+            heartbeat_latency_s=known.round_trip_s,
+            clock_skew_s=known.clock_skew_s,
+        )
+
+    async def _note_conditions(
+        self, node: Node, beat: Heartbeat, clock_skew_s: float | None
+    ) -> None:
+        """Write down what has come or gone; not one row a heartbeat."""
+        holding = {
+            condition.type: condition.reason
+            for condition in node.conditions
+            if condition.type not in OF_THE_AGENT
+        }
+        holding.update(beat.conditions)
+        _judge(
+            holding,
+            ConditionType.CLOCK_SKEW,
+            f"its clock is {clock_skew_s or 0.0:+.1f} s off the server's",
+            holds=abs(clock_skew_s or 0.0) > self._settings.clock_skew_s_max,
+        )
+        _judge(
+            holding,
+            ConditionType.AGENT_TOO_OLD,
+            f"its agent is {node.agent_version}; {self._settings.agent_version_min} is needed",
+            holds=bool(node.agent_version)
+            and _version(node.agent_version) < _version(self._settings.agent_version_min),
+        )
+        holding.pop(ConditionType.DUPLICATE_IDENTITY, None)
+        if holding.keys() != {condition.type for condition in node.conditions}:
+            await self._service.set_conditions(node.id, holding, now=self._clock.now())
+            await self._refresh(node.id)
+
+    async def _set_online(self, node: Node, cause: str) -> None:
+        now = self._clock.now()
+        known = self._connections.get(node.id)
+        link = Link.CONNECTED if known is not None and known.connection else Link.LOST
+        if not await self._flip(node, online=True, cause=cause, link=link, now=now):
+            return
+        if known is not None:
+            known.online = True
+        self._patch(
+            node.id, online=True, online_since=now, link=link, link_since=now, link_cause=cause
+        )
+        self._announce()
+
+    async def _set_offline(self, node: Node, cause: str) -> None:
+        known = self._connections.get(node.id)
+        heard_before_s = known.heard_s if known is not None else None
+        now = self._clock.now()
+        if not await self._flip(node, online=False, cause=cause, link=Link.LOST, now=now):
+            return
+        if known is not None:
+            known.online = False
+            known.broken_s = None
+        self._patch(
+            node.id,
+            online=False,
+            online_since=None,
+            link=Link.LOST,
+            link_since=now,
+            link_cause=cause,
+        )
+        _log.info("node offline: %s", cause, extra={"event": "node.offline", "node_id": node.id})
+        if known is not None and known.heard_s != heard_before_s:
+            # It was heard while that was being written down.
+            await self._set_online(self._nodes[node.id], "heartbeat")
+
+    async def _flip(
+        self, node: Node, *, online: bool, cause: str, link: Link, now: Instant
+    ) -> bool:
+        """Write a flip down; where that fails it is tried again at the next sign or judgement."""
+        try:
+            await self._service.set_online(
+                node.id, epoch=node.session_epoch, online=online, cause=cause, link=link, now=now
+            )
+        except GameNodeError as error:
+            _log.warning(
+                "a node's flip was not written down: %s",
+                error,
+                extra={"event": "node.flip_unwritten", "node_id": node.id},
+            )
+            return False
+        return True
+
+    async def _set_link(self, connection: AgentConnection, link: Link, cause: str) -> None:
+        now: Instant = self._clock.now()
+        try:
+            await self._service.set_link(
+                connection.node_id,
+                epoch=connection.session.epoch,
+                stream_number=connection.stream_number,
+                link=link,
+                cause=cause,
+                now=now,
+            )
+        except GameNodeError as error:
+            # The stream of a known session needs no write to be accepted: a full disk must take
+            # nobody offline (rule RL5).
+            _log.warning(
+                "the link's state was not written down: %s",
+                error,
+                extra={"event": "node.link_unwritten", "node_id": connection.node_id},
+            )
+        self._patch(connection.node_id, link=link, link_since=now, link_cause=cause)
+
+    def _patch(self, node_id: str, **changes: object) -> None:
+        node = self._nodes[node_id]
+        self._nodes[node_id] = replace(node, **changes)  # type: ignore[arg-type] # names are Node's
+        self._values[node_id]["online"] = (str(self._nodes[node_id].online).lower(),)
+
+    def _announce(self) -> None:
+        for callback in self._changed:
+            callback()
+
+
+def _judge(
+    holding: dict[ConditionType, str], kind: ConditionType, reason: str, *, holds: bool
+) -> None:
+    if holds:
+        holding.setdefault(kind, reason)
+    else:
+        holding.pop(kind, None)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def _lookup(values: Mapping[str, Sequence[str]]) -> Lookup:
+    return lambda key: values.get(key, ())
+
+
+def _session(node: Node) -> Session:
+    return Session(node_id=node.id, session_id=node.session_id, epoch=node.session_epoch)

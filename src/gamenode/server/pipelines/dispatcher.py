@@ -1,0 +1,246 @@
+"""Brings waiting pipelines to nodes, and wanted ends to the nodes that must carry them out.
+
+Both are rows first (rule RC3): a loop that events wake, and that looks by itself every two seconds,
+carries them out. A lost wake-up costs latency, never work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+
+from gamenode.domain.command import (
+    CancelOrder,
+    Dispatch,
+    ExecuteOrder,
+    FollowLog,
+    OrderAnswer,
+    OrderOutcome,
+    WantedEnd,
+)
+from gamenode.domain.errors import GameNodeError
+from gamenode.domain.pipeline import Reason
+from gamenode.domain.placement import Candidate, Demand, QueuedPipeline, place
+from gamenode.domain.selector import parse_selector
+from gamenode.lib.clock import Clock
+from gamenode.lib.tasks import Supervisor, Wake
+from gamenode.server.logs.manager import LogManager
+from gamenode.server.nodes.connections import AgentConnection
+from gamenode.server.nodes.manager import NodeManager
+from gamenode.server.pipelines.service import GamePipelineGRPCService
+
+_log = logging.getLogger(__name__)
+_PASSING = frozenset({"BUSY", "JOURNAL", "STATE_VERSION"})
+"""Reasons of a refusal that go by; the pipeline waits for another turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatcherSettings:
+    """Intervals and bounds of dispatch."""
+
+    sweep_interval_s: float = 2.0
+    batch_max: int = 256
+    """How many waiting pipelines one round looks at."""
+    answer_timeout_s: float = 15.0
+    refused_wait_s: float = 1.0
+    """How long a pipeline waits after a node refused it for now."""
+
+
+class TaskDispatcher:
+    """Places, binds and sends."""
+
+    def __init__(
+        self,
+        *,
+        service: GamePipelineGRPCService,
+        nodes: NodeManager,
+        logs: LogManager,
+        clock: Clock,
+        settings: DispatcherSettings,
+    ) -> None:
+        """Do nothing until `run`."""
+        self._service = service
+        self._nodes = nodes
+        self._logs = logs
+        self._clock = clock
+        self._settings = settings
+        self._supervisor = Supervisor()
+        self._wake = Wake()
+        self._not_before_s: dict[str, float] = {}
+        self._sending: set[Dispatch] = set()
+        self._cancelling: set[Dispatch] = set()
+
+    def wake(self) -> None:
+        """Look again: something waits, or something can take work."""
+        self._wake.ring()
+
+    async def run(self) -> None:
+        """Place and cancel until cancelled."""
+        while True:
+            await self._wake.wait(self._settings.sweep_interval_s)
+            if await self._place_queued():
+                self._wake.ring()
+            await self._send_unacknowledged()
+            await self._send_cancels()
+
+    async def close(self) -> None:
+        """Stop waiting for answers; the next statement of each agent says what it holds."""
+        await self._supervisor.close()
+
+    def send(self, node_id: str, order: ExecuteOrder) -> None:
+        """Send a bound pipeline to its node, in the background.
+
+        Without a stream nothing happens now: the pipeline is sent again, or found, when the node's
+        next statement is reconciled.
+        """
+        connection = self._nodes.connection(node_id)
+        if connection is not None and order.dispatch not in self._sending:
+            for step in order.steps:
+                self.tell_followed(connection, order.dispatch.pipeline_id, step.name)
+            self._sending.add(order.dispatch)
+            name = f"execute {order.dispatch.pipeline_id}"
+            _ = self._supervisor.start(name, self._execute(node_id, order))
+
+    def tell_followed(self, connection: AgentConnection, pipeline_id: str, step: str) -> None:
+        """Tell an agent that somebody follows a step's log already."""
+        if self._logs.is_live(pipeline_id, step):
+            connection.say(FollowLog(pipeline_id=pipeline_id, step=step, live=True))
+
+    def follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
+        """Have the node of a pipeline send a step's log line by line, or no more."""
+        name = f"follow {pipeline_id}/{step}"
+        _ = self._supervisor.start(name, self._follow_log(pipeline_id, step, live=live))
+
+    async def _follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
+        pipeline = await self._service.get(pipeline_id)
+        connection = self._nodes.connection(pipeline.node_id)
+        if connection is not None and self._logs.is_live(pipeline_id, step) is live:
+            connection.say(FollowLog(pipeline_id=pipeline_id, step=step, live=live))
+
+    async def _place_queued(self) -> bool:
+        """Bind what fits; return whether another round may find more."""
+        waiting, loads = await self._service.queue(self._settings.batch_max)
+        if not waiting:
+            self._not_before_s.clear()
+            return False
+        now_s = self._clock.monotonic_s()
+        candidates = {c.node_id: c for c in self._nodes.candidates(loads)}
+        chosen: list[tuple[QueuedPipeline, str]] = []
+        reasons: dict[str, str] = {}
+        for queued in waiting:
+            if self._not_before_s.get(queued.id, 0.0) > now_s:
+                continue
+            decision = place(_demand(queued), candidates.values())
+            if decision.node_id is None:
+                if decision.explain() != queued.waiting:
+                    reasons[queued.id] = decision.explain()
+                continue
+            chosen.append((queued, decision.node_id))
+            candidates[decision.node_id] = _loaded(candidates[decision.node_id])
+        if reasons:
+            await self._service.explain_waiting(reasons)
+        results = await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
+        return any(results) and len(waiting) == self._settings.batch_max
+
+    async def _bind(self, queued: QueuedPipeline, node_id: str) -> bool:
+        try:
+            order = await self._service.bind(queued.id, node_id, now=self._clock.now())
+        except GameNodeError as error:
+            _log.warning(
+                "not dispatched: %s",
+                error,
+                extra={"event": "pipeline.bind_failed", "pipeline_id": queued.id},
+            )
+            self._not_before_s[queued.id] = (
+                self._clock.monotonic_s() + self._settings.refused_wait_s
+            )
+            return False
+        if order is None:
+            return False
+        self.send(node_id, order)
+        return True
+
+    async def _execute(self, node_id: str, order: ExecuteOrder) -> None:
+        try:
+            answer = await self._ask(node_id, order)
+            if answer is None:
+                return
+            now = self._clock.now()
+            if answer.outcome is not OrderOutcome.REFUSED:
+                await self._service.acknowledge(order.dispatch, now=now)
+            elif answer.reason in _PASSING:
+                pipeline_id = order.dispatch.pipeline_id
+                self._not_before_s[pipeline_id] = (
+                    self._clock.monotonic_s() + self._settings.refused_wait_s
+                )
+                await self._service.requeue(order.dispatch, f"node {node_id}: {answer.message}")
+            else:
+                try:
+                    reason = Reason(answer.reason)
+                except ValueError:
+                    reason = Reason.REFUSED
+                await self._service.fail(order.dispatch, reason, answer.message, now=now)
+        finally:
+            self._sending.discard(order.dispatch)
+
+    async def _send_unacknowledged(self) -> None:
+        """Send again what was bound while its node's stream was not open yet.
+
+        Harmless where the agent has it: it answers that it is a repeat. What its journal may have
+        forgotten is settled when its statement is reconciled, before the stream opens.
+        """
+        bound = await self._service.unacknowledged(self._settings.batch_max)
+        for node_id, dispatch in bound:
+            if dispatch not in self._sending and self._nodes.connection(node_id) is not None:
+                self.send(node_id, await self._service.order(dispatch))
+
+    async def _send_cancels(self) -> None:
+        for wanted in await self._service.cancelling(self._settings.batch_max):
+            if wanted.dispatch in self._cancelling:
+                continue
+            if self._nodes.connection(wanted.node_id) is None:
+                continue  # it is told when it is back
+            self._cancelling.add(wanted.dispatch)
+            name = f"cancel {wanted.dispatch.pipeline_id}"
+            _ = self._supervisor.start(name, self._cancel(wanted))
+
+    async def _cancel(self, wanted: WantedEnd) -> None:
+        try:
+            order = CancelOrder(
+                dispatch=wanted.dispatch,
+                reason=Reason.CANCELLED_BY_USER,
+                message=wanted.reason,
+                # It has ended here already, by force: nothing of it may go on there.
+                force=wanted.status.terminal,
+            )
+            if await self._ask(wanted.node_id, order) is not None:
+                await self._service.acknowledge_cancel(wanted.dispatch, now=self._clock.now())
+        finally:
+            self._cancelling.discard(wanted.dispatch)
+
+    async def _ask(self, node_id: str, order: ExecuteOrder | CancelOrder) -> OrderAnswer | None:
+        connection = self._nodes.connection(node_id)
+        if connection is None:
+            return None
+        try:
+            return await connection.ask(order, timeout_s=self._settings.answer_timeout_s)
+        except GameNodeError as error:
+            _log.info(
+                "no answer to an order: %s",
+                error,
+                extra={"event": "order.unanswered", "node_id": node_id},
+            )
+            return None
+
+
+def _demand(queued: QueuedPipeline) -> Demand:
+    return Demand(
+        node_id=queued.wanted_node,
+        selector=parse_selector(queued.selector),
+        envs_needed=queued.envs_needed,
+    )
+
+
+def _loaded(candidate: Candidate) -> Candidate:
+    return replace(candidate, load=candidate.load + 1)

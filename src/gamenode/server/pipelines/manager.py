@@ -1,0 +1,284 @@
+"""Pipelines while they live: created, dispatched, reported on, cancelled (L3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gamenode.domain.access import Actor
+from gamenode.domain.args import resolve
+from gamenode.domain.command import (
+    Acknowledged,
+    Dispatch,
+    ExecuteOrder,
+    GrantedStep,
+    NumberedReport,
+    Statement,
+    Welcome,
+    reconcile,
+)
+from gamenode.domain.errors import ErrorCode, GameNodeError, Violation, invalid
+from gamenode.domain.log import LogKey
+from gamenode.domain.node import Session
+from gamenode.domain.pipeline import (
+    NewPipeline,
+    Pipeline,
+    PipelineReport,
+    PipelineSpec,
+    Reason,
+    Report,
+    ReportResult,
+    Status,
+    StepReport,
+    StepSpec,
+    StepType,
+)
+from gamenode.domain.selector import parse_selector
+from gamenode.lib.clock import Clock
+from gamenode.lib.ids import Ids
+from gamenode.server.events.feed import EventFeed
+from gamenode.server.logs.manager import LogManager
+from gamenode.server.logs.service import LogService
+from gamenode.server.nodes.connections import AgentConnection
+from gamenode.server.nodes.manager import NodeManager
+from gamenode.server.pipelines.dispatcher import TaskDispatcher
+from gamenode.server.pipelines.service import GamePipelineGRPCService, Prepared
+from gamenode.wire.pipeline_file import parse_pipeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineSettings:
+    """Bounds of pipelines."""
+
+    wait_s_max: float = 60.0
+    """The longest that one request may wait for an end."""
+    log_owners_max: int = 10_000
+    """How many logs are remembered as rightly written to; then all are asked for anew."""
+
+
+class PipelineManager:
+    """What the edges call to change pipelines; queries go to the service."""
+
+    def __init__(
+        self,
+        *,
+        service: GamePipelineGRPCService,
+        dispatcher: TaskDispatcher,
+        nodes: NodeManager,
+        logs: LogService,
+        log_manager: LogManager,
+        feed: EventFeed,
+        clock: Clock,
+        ids: Ids,
+        settings: PipelineSettings,
+    ) -> None:
+        """Work through the service and the dispatcher."""
+        self._service = service
+        self._dispatcher = dispatcher
+        self._nodes = nodes
+        self._logs = logs
+        self._log_manager = log_manager
+        self._feed = feed
+        self._clock = clock
+        self._ids = ids
+        self._settings = settings
+        self._log_owners: set[tuple[LogKey, str]] = set()
+
+    async def create(self, request: NewPipeline, *, by: Actor) -> Pipeline:
+        """Create a pipeline; durable on return, and on its way to a node (F1).
+
+        Raises:
+            GameNodeError: INVALID_REQUEST with everything that is wrong; NODE_NOT_FOUND for a named
+                node; CONFLICT for a reused idempotency key.
+        """
+        prepared = self._prepare(request)
+        if prepared.wanted_node:
+            await self._nodes.get(prepared.wanted_node)
+        return await self._service.create(prepared, by=by, now=self._clock.now())
+
+    async def cancel(self, pipeline_id: str, *, reason: str, force: bool, by: Actor) -> Pipeline:
+        """Want a pipeline's end (F4)."""
+        return await self._service.cancel(
+            pipeline_id, reason=reason, force=force, by=by, now=self._clock.now()
+        )
+
+    async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
+        """Remove a node; its agent is told so."""
+        await self._service.remove_node(
+            node_id, force=force, reason=reason, by=by, now=self._clock.now()
+        )
+        self._nodes.forget(node_id, f"node {node_id} was removed")
+
+    async def wait_ended(self, pipeline_id: str, timeout_s: float) -> Pipeline:
+        """Return a pipeline as soon as it has ended, or as it is when the time is up.
+
+        A server that stops gives its answers: the time is up then.
+        """
+        deadline_s = self._clock.monotonic_s() + min(timeout_s, self._settings.wait_s_max)
+        with self._feed.watch(pipeline_id) as watch:
+            while True:
+                pipeline = await self._service.get(pipeline_id)
+                left_s = deadline_s - self._clock.monotonic_s()
+                if pipeline.status.terminal or left_s <= 0 or self._feed.closed:
+                    return pipeline
+                await watch.changed(left_s)
+
+    async def update_step_status(
+        self, report: StepReport, *, node_id: str, session: Session | None
+    ) -> ReportResult:
+        """Take a simple client's word for a step; its inline log is stored first (F3)."""
+        if report.log and report.status in (Status.COMPLETED, Status.FAILED):
+            key = LogKey(
+                report.pipeline_id, report.step, max(report.attempt, 1), max(report.run, 1)
+            )
+            end = await self._logs.store_inline(key, node_id, report.log, now=self._clock.now())
+            report = replace(report, log_length_bytes=end.length_bytes, log_hash=end.hash)
+        return (await self._take([report], node_id=node_id, session=session))[0]
+
+    async def update_status(
+        self, report: PipelineReport, *, node_id: str, session: Session | None
+    ) -> ReportResult:
+        """Take a simple client's word for a pipeline."""
+        return (await self._take([report], node_id=node_id, session=session))[0]
+
+    async def check_log_owner(self, key: LogKey, node_id: str) -> None:
+        """Check that a node may write this log: it was granted the try (P15).
+
+        Raises:
+            GameNodeError: PERMISSION_DENIED.
+        """
+        owned = (key, node_id)
+        if owned in self._log_owners:
+            return
+        if not await self._service.is_granted(key, node_id):
+            raise GameNodeError(
+                ErrorCode.PERMISSION_DENIED,
+                f"node {node_id} was not granted try {key.attempt} of step {key.step}",
+            )
+        if len(self._log_owners) >= self._settings.log_owners_max:
+            self._log_owners.clear()
+        self._log_owners.add(owned)
+
+    async def node_of(self, pipeline_id: str) -> str:
+        """Return the node that a pipeline is bound to; empty before a dispatch."""
+        return (await self._service.get(pipeline_id)).node_id
+
+    async def hear(self, connection: AgentConnection, reports: Sequence[NumberedReport]) -> None:
+        """Take what an agent reports on its stream, and acknowledge it once it is on disk."""
+        connection.say(await self._apply(connection, reports))
+
+    async def reconcile(self, connection: AgentConnection, statement: Statement) -> None:
+        """Agree with an agent again: its reports first, then who must end, start or is lost.
+
+        Source: RL1.
+        """
+        acknowledged = await self._apply(
+            connection, [report for held in statement.held for report in held.reports]
+        )
+        bound = await self._service.bound(connection.node_id)
+        actions = reconcile(bound, statement.held)
+        connection.welcome(Welcome(unwanted=actions.unwanted))
+        connection.say(acknowledged)
+        for pipeline_id, step in self._log_manager.followed():
+            if any(held.dispatch.pipeline_id == pipeline_id for held in statement.held):
+                self._dispatcher.tell_followed(connection, pipeline_id, step)
+        for dispatch in actions.lost:
+            await self._lose(connection.node_id, dispatch)
+        for dispatch in actions.resend:
+            self._dispatcher.send(connection.node_id, await self._service.order(dispatch))
+        self._dispatcher.wake()
+
+    async def _apply(
+        self, connection: AgentConnection, reports: Sequence[NumberedReport]
+    ) -> Acknowledged:
+        results = await self._take(
+            [numbered.report for numbered in reports],
+            node_id=connection.node_id,
+            session=connection.session,
+        )
+        return Acknowledged(
+            results=tuple(
+                (numbered.sequence, result)
+                for numbered, result in zip(reports, results, strict=True)
+            )
+        )
+
+    async def _take(
+        self, reports: Sequence[Report], *, node_id: str, session: Session | None
+    ) -> Sequence[ReportResult]:
+        results = await self._service.apply(
+            reports, node_id=node_id, session=session, now=self._clock.now()
+        )
+        for report in reports:
+            if isinstance(report, StepReport) and report.status.terminal:
+                await self._logs.ended(
+                    LogKey(
+                        report.pipeline_id, report.step, max(report.attempt, 1), max(report.run, 1)
+                    )
+                )
+        return results
+
+    async def _lose(self, node_id: str, dispatch: Dispatch) -> None:
+        await self._service.fail(
+            dispatch,
+            Reason.NODE_LOST,
+            f"node {node_id} came back without it: its journal does not know this attempt",
+            now=self._clock.now(),
+        )
+
+    def _prepare(self, request: NewPipeline) -> Prepared:
+        spec = parse_pipeline(request.file)
+        steps, args = resolve(spec, request.args)
+        _check_envs(spec, request)
+        node = request.node or spec.placement.node
+        selector = ",".join(filter(None, (spec.placement.selector, request.selector)))
+        parse_selector(selector)
+        pipeline_id = self._ids.new()
+        return Prepared(
+            id=pipeline_id,
+            request=request,
+            name=spec.name,
+            args=args,
+            envs_needed=frozenset(spec.envs) - request.envs.keys(),
+            wanted_node=node,
+            selector=selector,
+            work=ExecuteOrder(
+                dispatch=Dispatch(pipeline_id, 0),
+                name=spec.name,
+                steps=tuple(self._unbound(step) for step in steps),
+                timeout_s=spec.timeout_s,
+                envs=dict(request.envs),
+            ),
+        )
+
+    def _unbound(self, step: StepSpec) -> GrantedStep:
+        return GrantedStep(
+            name=step.name,
+            type=step.type,
+            condition=step.condition,
+            timeout_s=step.timeout_s,
+            first_attempt=0,
+            attempts=step.retries.max + 1,
+            backoff_s=step.retries.backoff_s,
+            container=step.container,
+            instance_id=self._ids.new() if step.type is StepType.SERVICE else "",
+        )
+
+
+def _check_envs(spec: PipelineSpec, request: NewPipeline) -> None:
+    if not -1000 <= request.priority <= 1000:  # noqa: PLR2004 - as on the wire
+        raise invalid("priority", "must be between -1000 and 1000")
+    unknown = sorted(request.envs.keys() - set(spec.envs))
+    if unknown:
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            f"the file declares no env {', '.join(unknown)}",
+            violations=[
+                Violation(
+                    field=f"envs.{name}",
+                    reason="is not declared by the file",
+                    advice="add it to the file's `envs`",
+                )
+                for name in unknown
+            ],
+        )

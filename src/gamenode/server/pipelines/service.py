@@ -1,0 +1,801 @@
+"""The only writer of pipelines and steps: one call, one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, select
+
+from gamenode.domain.access import Actor
+from gamenode.domain.audit import AuditEntry
+from gamenode.domain.command import BoundPipeline, Dispatch, ExecuteOrder, WantedEnd
+from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.event import EventType, NewEvent
+from gamenode.domain.log import LogKey
+from gamenode.domain.node import Maintenance, Session
+from gamenode.domain.pipeline import (
+    NewPipeline,
+    Pipeline,
+    PipelineReport,
+    Reason,
+    Report,
+    ReportOutcome,
+    ReportResult,
+    Status,
+    Step,
+    StepReport,
+    StepType,
+    judge_pipeline,
+    judge_step,
+)
+from gamenode.domain.placement import QueuedPipeline
+from gamenode.lib.clock import Instant
+from gamenode.server.db.database import Database
+from gamenode.server.events import audit
+from gamenode.server.events import store as events
+from gamenode.server.logs.service import set_final
+from gamenode.server.nodes import service as nodes
+from gamenode.server.pipelines import store
+from gamenode.wire.codec import pack_order, unpack_order
+
+_PIPELINE_EVENTS: Final = {
+    Status.RUNNING: EventType.PIPELINE_RUNNING,
+    Status.COMPLETED: EventType.PIPELINE_COMPLETED,
+    Status.FAILED: EventType.PIPELINE_FAILED,
+    Status.CANCELLED: EventType.PIPELINE_CANCELLED,
+}
+_STEP_EVENTS: Final = {
+    Status.RUNNING: EventType.STEP_RUNNING,
+    Status.COMPLETED: EventType.STEP_COMPLETED,
+    Status.FAILED: EventType.STEP_FAILED,
+    Status.CANCELLED: EventType.STEP_CANCELLED,
+}
+_STALE: Final = ReportResult(outcome=ReportOutcome.STALE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request that was read, checked and resolved, ready to be written down."""
+
+    id: str
+    request: NewPipeline
+    name: str
+    work: ExecuteOrder
+    """What an agent will be asked; its dispatch and tries are filled in when it is bound."""
+    args: Mapping[str, str]
+    envs_needed: frozenset[str]
+    wanted_node: str
+    selector: str
+
+
+class GamePipelineGRPCService:
+    """The state of pipelines (L1)."""
+
+    def __init__(self, database: Database) -> None:
+        """Keep the rows in `database`."""
+        self._db = database
+
+    # Queries
+
+    async def get(self, pipeline_id: str) -> Pipeline:
+        """Return a pipeline.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND.
+        """
+        pipeline = await self._db.read(lambda conn: store.get(conn, pipeline_id))
+        if pipeline is None:
+            raise not_found(pipeline_id)
+        return pipeline
+
+    async def list(
+        self,
+        *,
+        status: Status | None = None,
+        node: str = "",
+        q: str = "",
+        limit: int,
+        before: tuple[Instant, str] | None = None,
+    ) -> list[Pipeline]:
+        """Return pipelines, newest first, from `before` on."""
+        return await self._db.read(
+            lambda conn: store.newest(
+                conn, status=status, node=node, q=q, limit=limit, before=before
+            )
+        )
+
+    async def queue(self, limit: int) -> tuple[Sequence[QueuedPipeline], Mapping[str, int]]:
+        """Return what waits for a node, in order, and how loaded each node is."""
+
+        def read(conn: Connection) -> tuple[Sequence[QueuedPipeline], Mapping[str, int]]:
+            waiting = store.queued(conn, limit)
+            return waiting, store.loads(conn) if waiting else {}
+
+        return await self._db.read(read)
+
+    async def loads(self) -> Mapping[str, int]:
+        """Return how many pipelines are bound to each node and have not ended."""
+        return await self._db.read(store.loads)
+
+    async def unacknowledged(self, limit: int) -> Sequence[tuple[str, Dispatch]]:
+        """Return what was bound to a node that has not said that it took it: (node, dispatch)."""
+        return await self._db.read(lambda conn: store.unacknowledged(conn, limit))
+
+    async def cancelling(self, limit: int) -> Sequence[WantedEnd]:
+        """Return whose end is wanted, while its node has not said that it knows."""
+        return await self._db.read(lambda conn: store.cancelling(conn, limit))
+
+    async def bound(self, node_id: str) -> Sequence[BoundPipeline]:
+        """Return what is bound to a node and has not ended, as reconciliation needs it (RL3)."""
+
+        def read(conn: Connection) -> Sequence[BoundPipeline]:
+            continuity_epoch = nodes.continuity_epoch(conn, node_id)
+            return [
+                BoundPipeline(
+                    dispatch=row.dispatch,
+                    status=row.status,
+                    acknowledged=row.acknowledged,
+                    resendable=row.session_epoch >= continuity_epoch,
+                )
+                for row in store.bound(conn, node_id)
+            ]
+
+        return await self._db.read(read)
+
+    async def is_granted(self, key: LogKey, node_id: str) -> bool:
+        """Return whether a node was granted this try."""
+        return await self._db.read(lambda conn: store.is_granted(conn, key, node_id))
+
+    async def log_key(self, pipeline_id: str, step: str, attempt: int) -> LogKey:
+        """Return which log a try at a step has; attempt 0: the newest try, or the first to come.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND, STEP_NOT_FOUND; LOG_NOT_FOUND, no such try.
+        """
+
+        def read(conn: Connection) -> LogKey:
+            row = store.step_row(conn, pipeline_id, step)
+            if row is None:
+                raise self._no_step(store.get(conn, pipeline_id), pipeline_id, step)
+            newest = row.attempt or row.granted_from or 1
+            if attempt > max(newest, row.granted_to):
+                raise GameNodeError(
+                    ErrorCode.LOG_NOT_FOUND,
+                    f"step {step} has had {row.attempt} tries, not {attempt}",
+                )
+            return LogKey(pipeline_id, step, attempt or newest, row.run or 1)
+
+        return await self._db.read(read)
+
+    async def is_finished(self, key: LogKey) -> bool:
+        """Return whether this try has ended: its log gets no more, unless a length says so."""
+
+        def read(conn: Connection) -> bool:
+            row = store.step_row(conn, key.pipeline_id, key.step)
+            return row is None or row.attempt > key.attempt or Status(row.status).terminal
+
+        return await self._db.read(read)
+
+    @staticmethod
+    def _no_step(pipeline: Pipeline | None, pipeline_id: str, step: str) -> GameNodeError:
+        if pipeline is None:
+            return not_found(pipeline_id)
+        names = ", ".join(known.name for known in pipeline.steps)
+        return GameNodeError(
+            ErrorCode.STEP_NOT_FOUND,
+            f"pipeline {pipeline_id} has no step {step}",
+            hint=f"its steps: {names}",
+        )
+
+    async def order(self, dispatch: Dispatch) -> ExecuteOrder:
+        """Return the order of a dispatch, as it was granted."""
+        return await self._db.read(lambda conn: _granted_order(conn, dispatch))
+
+    # Commands
+
+    async def create(self, prepared: Prepared, *, by: Actor, now: Instant) -> Pipeline:
+        """Write a pipeline down; the same key with the same content again returns the first (P10).
+
+        Raises:
+            GameNodeError: CONFLICT if the key was used with other content.
+        """
+        request = prepared.request
+        values, step_values, pipeline = _new_rows(prepared, by, now)
+        caller = f"{by.kind}:{by.name}"
+        body_hash = _hash_of(request)
+
+        def record(conn: Connection) -> Pipeline:
+            if request.idempotency_key:
+                known = store.known_key(conn, caller, request.idempotency_key)
+                if known is not None:
+                    return _first_of_key(conn, request.idempotency_key, known, body_hash)
+                store.insert_key(
+                    conn,
+                    caller=caller,
+                    key=request.idempotency_key,
+                    body_hash=body_hash,
+                    pipeline_id=prepared.id,
+                    now=now,
+                )
+            store.insert_pipeline(conn, values, step_values)
+            _append(conn, EventType.PIPELINE_CREATED, pipeline, now)
+            return pipeline
+
+        return await self._db.write(record)
+
+    async def bind(self, pipeline_id: str, node_id: str, *, now: Instant) -> ExecuteOrder | None:
+        """Bind a waiting pipeline to a node under a new attempt; return what to ask of its agent.
+
+        None if it does not wait any more, or the node takes no work now: the row is locked and
+        looked at again (rule RC5). From here only the agent's word frees the pipeline (rule RA1).
+        """
+
+        def record(conn: Connection) -> ExecuteOrder | None:
+            node = nodes.lock_node(conn, node_id)
+            row = store.lock(conn, pipeline_id)
+            if node is None or node.maintenance is not Maintenance.NORMAL or row is None:
+                return None
+            attempt = row.attempt + 1
+            if node.simple and row.attempt:
+                return None  # such a node never gets a second attempt (rule RL4)
+            if not store.bind(
+                conn,
+                pipeline_id,
+                node_id=node_id,
+                attempt=attempt,
+                session_epoch=node.session_epoch,
+                now=now,
+            ):
+                return None
+            work = unpack_order(store.work(conn, pipeline_id))
+            steps = store.step_rows(conn, pipeline_id)
+            store.grant(
+                conn,
+                pipeline_id,
+                [
+                    (step.position, step.granted_to + 1, step.granted_to + wanted.attempts)
+                    for step, wanted in zip(steps, work.steps, strict=True)
+                ],
+            )
+            _append_for(
+                conn,
+                EventType.PIPELINE_DISPATCHED,
+                pipeline_id,
+                now,
+                node_id=node_id,
+                status=Status.PENDING,
+                data={"name": row.name, "attempt": str(attempt)},
+            )
+            return _granted_order(
+                conn, Dispatch(pipeline_id, attempt), state_version=node.state_version
+            )
+
+        return await self._db.write(record)
+
+    async def explain_waiting(self, reasons: Mapping[str, str]) -> None:
+        """Write down why pipelines wait."""
+
+        def record(conn: Connection) -> None:
+            for pipeline_id, waiting in reasons.items():
+                store.set_waiting(conn, pipeline_id, waiting)
+
+        await self._db.write(record)
+
+    async def acknowledge(self, dispatch: Dispatch, *, now: Instant) -> None:
+        """Note that the agent has a dispatch in its journal."""
+        await self._db.write(lambda conn: store.acknowledge(conn, dispatch, now))
+
+    async def requeue(self, dispatch: Dispatch, waiting: str) -> None:
+        """Let a pipeline that its node refused for now wait again."""
+        await self._db.write(lambda conn: store.unbind(conn, dispatch, waiting))
+
+    async def fail(self, dispatch: Dispatch, reason: Reason, message: str, *, now: Instant) -> None:
+        """End a dispatch that its node refused for good, or does not hold and never will."""
+
+        def record(conn: Connection) -> None:
+            row = store.lock(conn, dispatch.pipeline_id)
+            if row is not None and row.attempt == dispatch.attempt:
+                _end(conn, row, Status.FAILED, reason, message, now)
+
+        await self._db.write(record)
+
+    async def acknowledge_cancel(self, dispatch: Dispatch, *, now: Instant) -> None:
+        """Note that the agent knows that a dispatch must end."""
+        await self._db.write(lambda conn: store.acknowledge_cancel(conn, dispatch, now))
+
+    async def cancel(
+        self, pipeline_id: str, *, reason: str, force: bool, by: Actor, now: Instant
+    ) -> Pipeline:
+        """Want a pipeline's end: at once where it was not dispatched, else with its node's word.
+
+        With `force` it is CANCELLED here and now, whatever its node still runs. Asking again
+        changes nothing.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND; CONFLICT if it has ended otherwise.
+
+        Source: F4, RA3.
+        """
+
+        def record(conn: Connection) -> Pipeline:
+            row = store.lock(conn, pipeline_id)
+            if row is None:
+                raise not_found(pipeline_id)
+            status = Status(row.status)
+            if status.terminal and status is not Status.CANCELLED:
+                raise GameNodeError(
+                    ErrorCode.CONFLICT, f"pipeline {pipeline_id} has ended already: {status}"
+                )
+            if not status.terminal:
+                _want_cancel(conn, row, reason=reason, force=force, by=by, now=now)
+            cancelled = store.get(conn, pipeline_id)
+            assert cancelled is not None
+            return cancelled
+
+        return await self._db.write(record)
+
+    async def remove_node(
+        self, node_id: str, *, force: bool, reason: str, by: Actor, now: Instant
+    ) -> None:
+        """Remove a node that runs nothing; with `force` what it runs ends here as NODE_LOST (N1).
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; CONFLICT while something is bound to it.
+        """
+
+        def record(conn: Connection) -> None:
+            node = nodes.lock_node(conn, node_id)
+            if node is None:
+                raise nodes.not_found(node_id)
+            bound = store.bound(conn, node_id)
+            if bound and not force:
+                raise GameNodeError(
+                    ErrorCode.CONFLICT,
+                    f"{len(bound)} pipelines are bound to node {node_id}",
+                    hint="disable it first, or --force: what it runs may go on there",
+                )
+            for pipeline in bound:
+                row = store.lock(conn, pipeline.dispatch.pipeline_id)
+                assert row is not None
+                _end(conn, row, Status.FAILED, Reason.NODE_LOST, "its node was removed", now)
+            nodes.remove_node(conn, node_id, by=by, reason=reason, now=now)
+
+        await self._db.write(record)
+
+    async def apply(
+        self,
+        reports: Sequence[Report],
+        *,
+        node_id: str,
+        session: Session | None,
+        now: Instant,
+    ) -> Sequence[ReportResult]:
+        """Take a node's word for its pipelines and steps, in order; each is judged and guarded.
+
+        A superseded session (or None) changes nothing (P3); nor does a report of an attempt that
+        does not count any more, or about something that has ended (P4).
+        """
+
+        def record(conn: Connection) -> Sequence[ReportResult]:
+            if session is None or not conn.scalar(
+                select(nodes.session_is_newest(node_id, session.epoch))
+            ):
+                return [_STALE] * len(reports)
+            return [_apply_one(conn, report, node_id, now) for report in reports]
+
+        return await self._db.write(record)
+
+
+def not_found(pipeline_id: str) -> GameNodeError:
+    """Return the error for a pipeline that is not known."""
+    return GameNodeError(
+        ErrorCode.PIPELINE_NOT_FOUND,
+        f"no pipeline {pipeline_id}",
+        hint="list the pipelines: gamenode pipelines list",
+    )
+
+
+# Reports
+
+
+def _apply_one(conn: Connection, report: Report, node_id: str, now: Instant) -> ReportResult:
+    row = store.lock(conn, report.pipeline_id)
+    if row is None or row.node_id != node_id:
+        return ReportResult(outcome=ReportOutcome.STALE, stop=not report.status.terminal)
+    named = report.pipeline_attempt if isinstance(report, StepReport) else report.attempt
+    if named and named != row.attempt:
+        return ReportResult(outcome=ReportOutcome.STALE, stop=not report.status.terminal)
+    match report:
+        case StepReport():
+            return _apply_step(conn, row, report, now)
+        case PipelineReport():
+            return _apply_pipeline(conn, row, report, now)
+
+
+def _apply_step(
+    conn: Connection, pipeline: Row[Any], report: StepReport, now: Instant
+) -> ReportResult:
+    row = store.step_row(conn, report.pipeline_id, report.step)
+    if row is None:
+        raise GameNodeError(
+            ErrorCode.STEP_NOT_FOUND, f"pipeline {report.pipeline_id} has no step {report.step}"
+        )
+    step = store.step(row)
+    result = judge_step(step, report, range(row.granted_from, row.granted_to + 1))
+    _note_log_end(conn, row, report, pipeline.node_id, now)
+    if result.outcome is not ReportOutcome.APPLIED:
+        return result
+    status = Status(pipeline.status)
+    if status.terminal:
+        # A forced end does not wait for the node's word; its late word changes nothing (P4).
+        return ReportResult(outcome=ReportOutcome.STALE, stop=report.status is Status.RUNNING)
+    skipped = report.reason is Reason.SKIPPED
+    values = {
+        "status": report.status,
+        "reason": report.reason,
+        "message": report.message,
+        "exit_code": report.exit_code,
+        "signal": report.signal,
+        "attempt": step.attempt if skipped else report.attempt or row.granted_from,
+        "run": step.run if skipped else report.run or 1,
+        "started_at": report.started_at or step.started_at,
+        "ended_at": (report.ended_at or now) if report.status.terminal else None,
+    }
+    if not store.set_step(conn, row, values):
+        return _STALE
+    if status is Status.PENDING and not skipped:
+        started = {"started_at": report.started_at or now, "acknowledged_at": now}
+        store.set_status(conn, pipeline.id, pipeline.attempt, Status.RUNNING, started)
+        _append_for(
+            conn,
+            EventType.PIPELINE_RUNNING,
+            pipeline.id,
+            now,
+            node_id=pipeline.node_id,
+            status=Status.RUNNING,
+            data={"name": pipeline.name},
+        )
+    _append_step(conn, pipeline, report.step, report, values["attempt"], now)
+    return result
+
+
+def _note_log_end(
+    conn: Connection, row: Row[Any], report: StepReport, node_id: str, now: Instant
+) -> None:
+    """Note how long a log is in all; also from a late report, since its bytes still count (RA4)."""
+    granted = range(row.granted_from, row.granted_to + 1)
+    if report.log_length_bytes is not None and report.attempt in granted:
+        set_final(
+            conn,
+            LogKey(report.pipeline_id, report.step, report.attempt, report.run or 1),
+            node_id=node_id,
+            length_bytes=report.log_length_bytes,
+            sha256=report.log_hash,
+            now=now,
+        )
+
+
+def _apply_pipeline(
+    conn: Connection, row: Row[Any], report: PipelineReport, now: Instant
+) -> ReportResult:
+    result = judge_pipeline(Status(row.status), report)
+    if result.outcome is not ReportOutcome.APPLIED:
+        return result
+    if report.status.terminal:
+        _end(conn, row, report.status, report.reason, report.message, now)
+        return result
+    values = {"started_at": now, "acknowledged_at": now}
+    if not store.set_status(conn, row.id, row.attempt, report.status, values):
+        return _STALE
+    _append_for(
+        conn,
+        _PIPELINE_EVENTS[report.status],
+        row.id,
+        now,
+        node_id=row.node_id,
+        status=report.status,
+        data={"name": row.name},
+    )
+    return result
+
+
+def _end(
+    conn: Connection, row: Row[Any], status: Status, reason: Reason, message: str, now: Instant
+) -> None:
+    """End a pipeline, and with it every step that has not ended."""
+    values = {
+        "reason": reason,
+        "message": message,
+        "ended_at": now,
+        "cancel_acknowledged_at": now,
+    }
+    if not store.set_status(conn, row.id, row.attempt, status, values):
+        return
+    for step in store.active_steps(conn, row.id):
+        began = step.status == Status.RUNNING
+        ended = StepReport(
+            pipeline_id=row.id,
+            step=step.name,
+            status=status if began else Status.CANCELLED,
+            reason=reason if began or status is Status.CANCELLED else Reason.SKIPPED,
+            message=message if began else "",
+        )
+        store.set_step(
+            conn,
+            step,
+            {
+                "status": ended.status,
+                "reason": ended.reason,
+                "message": ended.message,
+                "ended_at": now,
+            },
+        )
+        _append_step(conn, row, step.name, ended, step.attempt, now)
+    _append_for(
+        conn,
+        _PIPELINE_EVENTS[status],
+        row.id,
+        now,
+        node_id=row.node_id,
+        status=status,
+        message=message,
+        data={"name": row.name, "reason": reason},
+    )
+    if status is Status.FAILED:
+        _append_for(
+            conn,
+            EventType.ERROR_PIPELINE,
+            row.id,
+            now,
+            node_id=row.node_id,
+            status=status,
+            message=message or reason,
+            data={"name": row.name, "reason": reason},
+        )
+
+
+def _want_cancel(
+    conn: Connection, row: Row[Any], *, reason: str, force: bool, by: Actor, now: Instant
+) -> None:
+    dispatched = bool(row.node_id)
+    if force or not dispatched:
+        message = reason or f"cancelled by {by.name}"
+        if dispatched:
+            message = f"{message} (forced: node {row.node_id} may still run it)"
+        _request(conn, row, reason=reason, by=by, now=now)
+        row_now = store.lock(conn, row.id)
+        assert row_now is not None
+        _end(conn, row_now, Status.CANCELLED, Reason.CANCELLED_BY_USER, message, now)
+        # Its node must still hear of it, and whether it has is not known.
+        store.request_cancel(conn, row.id, {"cancel_acknowledged_at": None if dispatched else now})
+    elif row.cancel_requested_at is None:
+        _request(conn, row, reason=reason, by=by, now=now)
+    else:
+        return
+    audit.append(
+        conn,
+        AuditEntry(
+            at=now,
+            actor=by,
+            action="pipeline.cancel",
+            target=row.id,
+            reason=reason,
+            before=row.status,
+        ),
+    )
+
+
+def _request(conn: Connection, row: Row[Any], *, reason: str, by: Actor, now: Instant) -> None:
+    if row.cancel_requested_at is not None:
+        return
+    store.request_cancel(
+        conn,
+        row.id,
+        {"cancel_requested_at": now, "cancel_reason": reason, "cancel_by": by.name},
+    )
+    _append_for(
+        conn,
+        EventType.PIPELINE_CANCEL_REQUESTED,
+        row.id,
+        now,
+        node_id=row.node_id,
+        status=Status(row.status),
+        message=reason,
+        data={"name": row.name, "by": by.name},
+    )
+
+
+# Rows
+
+
+def _new_rows(
+    prepared: Prepared, by: Actor, now: Instant
+) -> tuple[dict[str, object], list[dict[str, object]], Pipeline]:
+    request = prepared.request
+    steps = prepared.work.steps
+    pipeline = Pipeline(
+        id=prepared.id,
+        name=prepared.name,
+        status=Status.PENDING,
+        reason=Reason.NONE,
+        message="",
+        node_id="",
+        attempt=0,
+        args=prepared.args,
+        priority=request.priority,
+        steps=tuple(
+            Step(
+                name=step.name,
+                type=step.type,
+                status=Status.PENDING,
+                reason=Reason.NONE,
+                message="",
+                exit_code=None,
+                signal=None,
+                attempt=0,
+                run=0,
+                started_at=None,
+                ended_at=None,
+                instance_id=step.instance_id,
+            )
+            for step in steps
+        ),
+        waiting="",
+        cancel_requested_at=None,
+        cancel_reason="",
+        created_at=now,
+        created_by=by.name,
+        started_at=None,
+        ended_at=None,
+        retry_of="",
+    )
+    values: dict[str, object] = {
+        "id": prepared.id,
+        "name": prepared.name,
+        "status": Status.PENDING,
+        "reason": Reason.NONE,
+        "message": "",
+        "file": request.file,
+        "args": dict(prepared.args),
+        "envs": dict(request.envs),
+        "envs_needed": sorted(prepared.envs_needed),
+        "work": pack_order(prepared.work),
+        "priority": request.priority,
+        "wanted_node": prepared.wanted_node,
+        "selector": prepared.selector,
+        "node_id": "",
+        "attempt": 0,
+        "session_epoch": 0,
+        "waiting": "",
+        "created_at": now,
+        "created_by": by.name,
+        "cancel_reason": "",
+        "cancel_by": "",
+        "retry_of": "",
+    }
+    step_values: list[dict[str, object]] = [
+        {
+            "pipeline_id": prepared.id,
+            "position": position,
+            "name": step.name,
+            "type": step.type,
+            "status": Status.PENDING,
+            "reason": Reason.NONE,
+            "message": "",
+            "attempt": 0,
+            "run": 0,
+            "granted_from": 0,
+            "granted_to": 0,
+            "instance_id": step.instance_id if step.type is StepType.SERVICE else "",
+        }
+        for position, step in enumerate(steps)
+    ]
+    return values, step_values, pipeline
+
+
+def _granted_order(conn: Connection, dispatch: Dispatch, *, state_version: int = 0) -> ExecuteOrder:
+    work = unpack_order(store.work(conn, dispatch.pipeline_id))
+    rows = store.step_rows(conn, dispatch.pipeline_id)
+    return replace(
+        work,
+        dispatch=dispatch,
+        state_version=state_version,
+        steps=tuple(
+            replace(step, first_attempt=row.granted_from)
+            for step, row in zip(work.steps, rows, strict=True)
+        ),
+    )
+
+
+def _first_of_key(conn: Connection, key: str, known: tuple[str, str], body_hash: str) -> Pipeline:
+    pipeline_id, first_hash = known
+    if first_hash != body_hash:
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"idempotency key {key} was used before, with another request",
+            hint="use a new key for a new request",
+        )
+    pipeline = store.get(conn, pipeline_id)
+    if pipeline is None:
+        raise not_found(pipeline_id)
+    return pipeline
+
+
+def _hash_of(request: NewPipeline) -> str:
+    content = (
+        request.file,
+        sorted(request.args.items()),
+        sorted(request.envs.items()),
+        request.node,
+        request.selector,
+        request.priority,
+    )
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+# Events
+
+
+def _append(conn: Connection, kind: EventType, pipeline: Pipeline, now: Instant) -> None:
+    _append_for(
+        conn,
+        kind,
+        pipeline.id,
+        now,
+        node_id=pipeline.node_id,
+        status=pipeline.status,
+        data={"name": pipeline.name, "by": pipeline.created_by},
+    )
+
+
+def _append_for(
+    conn: Connection,
+    kind: EventType,
+    entity_id: str,
+    now: Instant,
+    *,
+    node_id: str,
+    status: Status,
+    data: Mapping[str, str],
+    message: str = "",
+) -> None:
+    events.append(
+        conn,
+        NewEvent(
+            type=kind,
+            at=now,
+            node_id=node_id,
+            entity_id=entity_id,
+            status=status,
+            message=message,
+            data=data,
+        ),
+    )
+
+
+def _append_step(
+    conn: Connection,
+    pipeline: Row[Any],
+    name: str,
+    report: StepReport,
+    attempt: object,
+    now: Instant,
+) -> None:
+    data = {"name": pipeline.name, "step": name, "attempt": str(attempt)}
+    if report.reason:
+        data["reason"] = report.reason
+    if report.exit_code is not None:
+        data["exit_code"] = str(report.exit_code)
+    _append_for(
+        conn,
+        _STEP_EVENTS[report.status],
+        f"{pipeline.id}/{name}",
+        now,
+        node_id=pipeline.node_id,
+        status=report.status,
+        message=report.message,
+        data=data,
+    )

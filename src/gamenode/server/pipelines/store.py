@@ -1,0 +1,452 @@
+"""Rows of pipelines and steps: functions of a connection, without rules or commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from gamenode.domain.command import Dispatch, WantedEnd
+from gamenode.domain.log import LogKey
+from gamenode.domain.pipeline import (
+    TERMINAL,
+    Pipeline,
+    Reason,
+    Status,
+    Step,
+    StepType,
+    sources_of,
+)
+from gamenode.domain.placement import QueuedPipeline
+from gamenode.lib.clock import Instant
+from gamenode.server.db import schema
+
+_pipelines: Final = schema.pipelines.c
+_steps: Final = schema.steps.c
+_keys: Final = schema.idempotency_keys.c
+_ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
+_LISTED: Final = [
+    column for column in schema.pipelines.columns if column.name not in ("file", "work")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """A pipeline that is bound to a node and has not ended there."""
+
+    dispatch: Dispatch
+    status: Status
+    acknowledged: bool
+    cancel_requested: bool
+    session_epoch: int
+
+
+def known_key(conn: Connection, caller: str, key: str) -> tuple[str, str] | None:
+    """Return the pipeline made under an idempotency key, and the hash of its request."""
+    row = conn.execute(
+        select(_keys.pipeline_id, _keys.body_hash).where(_keys.caller == caller, _keys.key == key)
+    ).first()
+    return (row.pipeline_id, row.body_hash) if row is not None else None
+
+
+def insert_key(
+    conn: Connection, *, caller: str, key: str, body_hash: str, pipeline_id: str, now: Instant
+) -> None:
+    """Remember which pipeline an idempotency key made."""
+    conn.execute(
+        insert(schema.idempotency_keys).values(
+            caller=caller, key=key, body_hash=body_hash, pipeline_id=pipeline_id, created_at=now
+        )
+    )
+
+
+def insert_pipeline(
+    conn: Connection, values: Mapping[str, object], steps: Sequence[Mapping[str, object]]
+) -> None:
+    """Add a pipeline and its steps."""
+    conn.execute(insert(schema.pipelines), [dict(values)])
+    conn.execute(insert(schema.steps), [dict(step) for step in steps])
+
+
+def get(conn: Connection, pipeline_id: str) -> Pipeline | None:
+    """Return a pipeline with its steps, or None."""
+    row = conn.execute(select(*_LISTED).where(_pipelines.id == pipeline_id)).first()
+    return _pipeline(row, steps_of(conn, [pipeline_id])[pipeline_id]) if row is not None else None
+
+
+def steps_of(conn: Connection, pipeline_ids: Sequence[str]) -> dict[str, tuple[Step, ...]]:
+    """Return the steps of pipelines, in order."""
+    found: dict[str, list[Step]] = {pipeline_id: [] for pipeline_id in pipeline_ids}
+    rows = conn.execute(
+        select(schema.steps)
+        .where(_steps.pipeline_id.in_(pipeline_ids))
+        .order_by(_steps.pipeline_id, _steps.position)
+    )
+    for row in rows:
+        found[row.pipeline_id].append(step(row))
+    return {pipeline_id: tuple(steps) for pipeline_id, steps in found.items()}
+
+
+def newest(
+    conn: Connection,
+    *,
+    status: Status | None,
+    node: str,
+    q: str,
+    limit: int,
+    before: tuple[Instant, str] | None,
+) -> list[Pipeline]:
+    """Return pipelines, newest first, from `before` on."""
+    query = select(*_LISTED).order_by(_pipelines.created_at.desc(), _pipelines.id.desc())
+    if status is not None:
+        query = query.where(_pipelines.status == status)
+    if node:
+        query = query.where(_pipelines.node_id == node)
+    if q:
+        query = query.where(
+            or_(_pipelines.name.contains(q, autoescape=True), _pipelines.id.startswith(q))
+        )
+    if before is not None:
+        at, last_id = before
+        query = query.where(
+            or_(
+                _pipelines.created_at < at,
+                and_(_pipelines.created_at == at, _pipelines.id < last_id),
+            )
+        )
+    rows = conn.execute(query.limit(limit)).all()
+    steps = steps_of(conn, [row.id for row in rows]) if rows else {}
+    return [_pipeline(row, steps[row.id]) for row in rows]
+
+
+def queued(conn: Connection, limit: int) -> list[QueuedPipeline]:
+    """Return what waits for a node: higher priority first, then older."""
+    rows = conn.execute(
+        select(
+            _pipelines.id,
+            _pipelines.wanted_node,
+            _pipelines.selector,
+            _pipelines.envs_needed,
+            _pipelines.waiting,
+        )
+        .where(_pipelines.status == Status.PENDING, _pipelines.node_id == "")
+        .order_by(_pipelines.priority.desc(), _pipelines.created_at)
+        .limit(limit)
+    )
+    return [
+        QueuedPipeline(
+            id=row.id,
+            wanted_node=row.wanted_node,
+            selector=row.selector,
+            envs_needed=frozenset(row.envs_needed),
+            waiting=row.waiting,
+        )
+        for row in rows
+    ]
+
+
+def loads(conn: Connection) -> dict[str, int]:
+    """Return how many pipelines are bound to each node and have not ended."""
+    rows = conn.execute(
+        select(_pipelines.node_id, func.count().label("load"))
+        .where(_pipelines.node_id != "", _pipelines.status.in_(_ACTIVE))
+        .group_by(_pipelines.node_id)
+    )
+    return {row.node_id: row.load for row in rows}
+
+
+def bound(conn: Connection, node_id: str) -> list[Bound]:
+    """Return what is bound to a node and has not ended."""
+    rows = conn.execute(
+        select(
+            _pipelines.id,
+            _pipelines.attempt,
+            _pipelines.status,
+            _pipelines.acknowledged_at,
+            _pipelines.cancel_requested_at,
+            _pipelines.session_epoch,
+        ).where(_pipelines.node_id == node_id, _pipelines.status.in_(_ACTIVE))
+    )
+    return [
+        Bound(
+            dispatch=Dispatch(row.id, row.attempt),
+            status=Status(row.status),
+            acknowledged=row.acknowledged_at is not None,
+            cancel_requested=row.cancel_requested_at is not None,
+            session_epoch=row.session_epoch,
+        )
+        for row in rows
+    ]
+
+
+def unacknowledged(conn: Connection, limit: int) -> list[tuple[str, Dispatch]]:
+    """Return what was bound to a node that has not said that it took it: (node, dispatch)."""
+    rows = conn.execute(
+        select(_pipelines.id, _pipelines.attempt, _pipelines.node_id)
+        .where(
+            _pipelines.node_id != "",
+            _pipelines.status == Status.PENDING,
+            _pipelines.acknowledged_at.is_(None),
+        )
+        .limit(limit)
+    )
+    return [(row.node_id, Dispatch(row.id, row.attempt)) for row in rows]
+
+
+def cancelling(conn: Connection, limit: int) -> list[WantedEnd]:
+    """Return whose end is wanted, while its node has not said that it knows."""
+    rows = conn.execute(
+        select(
+            _pipelines.id,
+            _pipelines.attempt,
+            _pipelines.node_id,
+            _pipelines.status,
+            _pipelines.cancel_reason,
+        )
+        .where(
+            _pipelines.cancel_requested_at.is_not(None),
+            _pipelines.cancel_acknowledged_at.is_(None),
+            _pipelines.node_id != "",
+        )
+        .limit(limit)
+    )
+    return [
+        WantedEnd(
+            dispatch=Dispatch(row.id, row.attempt),
+            node_id=row.node_id,
+            status=Status(row.status),
+            reason=row.cancel_reason,
+        )
+        for row in rows
+    ]
+
+
+def is_granted(conn: Connection, key: LogKey, node_id: str) -> bool:
+    """Return whether a pipeline's present dispatch lets a node make this try."""
+    return bool(
+        conn.scalar(
+            select(
+                exists().where(
+                    _pipelines.id == key.pipeline_id,
+                    _pipelines.node_id == node_id,
+                    _steps.pipeline_id == _pipelines.id,
+                    _steps.name == key.step,
+                    _steps.granted_from <= key.attempt,
+                    _steps.granted_to >= key.attempt,
+                )
+            )
+        )
+    )
+
+
+def lock(conn: Connection, pipeline_id: str) -> Row[Any] | None:
+    """Return a pipeline's row and keep others from changing it until the commit."""
+    return conn.execute(
+        select(*_LISTED).where(_pipelines.id == pipeline_id).with_for_update()
+    ).first()
+
+
+def work(conn: Connection, pipeline_id: str) -> bytes:
+    """Return the packed order of a pipeline."""
+    packed: bytes = conn.scalar(select(_pipelines.work).where(_pipelines.id == pipeline_id)) or b""
+    return packed
+
+
+def step_row(conn: Connection, pipeline_id: str, name: str) -> Row[Any] | None:
+    """Return the row of one step."""
+    return conn.execute(
+        select(schema.steps).where(_steps.pipeline_id == pipeline_id, _steps.name == name)
+    ).first()
+
+
+def step_rows(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
+    """Return the rows of all steps, in order."""
+    return conn.execute(
+        select(schema.steps).where(_steps.pipeline_id == pipeline_id).order_by(_steps.position)
+    ).all()
+
+
+def bind(
+    conn: Connection,
+    pipeline_id: str,
+    *,
+    node_id: str,
+    attempt: int,
+    session_epoch: int,
+    now: Instant,
+) -> bool:
+    """Bind a waiting pipeline to a node under a new attempt; False if it does not wait any more."""
+    return _changed(
+        conn,
+        update(schema.pipelines)
+        .where(
+            _pipelines.id == pipeline_id,
+            _pipelines.status == Status.PENDING,
+            _pipelines.node_id == "",
+            _pipelines.attempt == attempt - 1,
+            _pipelines.cancel_requested_at.is_(None),
+        )
+        .values(
+            node_id=node_id,
+            attempt=attempt,
+            session_epoch=session_epoch,
+            dispatched_at=now,
+            waiting="",
+        ),
+    )
+
+
+def unbind(conn: Connection, dispatch: Dispatch, waiting: str) -> bool:
+    """Let a pipeline that its node refused wait again."""
+    return _changed(
+        conn,
+        update(schema.pipelines)
+        .where(*_is(dispatch), _pipelines.status == Status.PENDING)
+        .values(node_id="", dispatched_at=None, acknowledged_at=None, waiting=waiting),
+    )
+
+
+_GRANT: Final = (
+    update(schema.steps)
+    .where(
+        _steps.pipeline_id == bindparam("of_pipeline"), _steps.position == bindparam("of_position")
+    )
+    .values(granted_from=bindparam("first"), granted_to=bindparam("last"))
+)
+
+
+def grant(conn: Connection, pipeline_id: str, grants: Iterable[tuple[int, int, int]]) -> None:
+    """Write down which tries a dispatch may make: (position, first, last) a step (rule RA5)."""
+    conn.execute(
+        _GRANT,
+        [
+            {"of_pipeline": pipeline_id, "of_position": position, "first": first, "last": last}
+            for position, first, last in grants
+        ],
+    )
+
+
+def acknowledge(conn: Connection, dispatch: Dispatch, now: Instant) -> bool:
+    """Note that the agent has a dispatch in its journal."""
+    return _changed(
+        conn,
+        update(schema.pipelines)
+        .where(*_is(dispatch), _pipelines.acknowledged_at.is_(None))
+        .values(acknowledged_at=now),
+    )
+
+
+def set_waiting(conn: Connection, pipeline_id: str, waiting: str) -> None:
+    """Say why a pipeline waits."""
+    conn.execute(
+        update(schema.pipelines)
+        .where(_pipelines.id == pipeline_id, _pipelines.node_id == "")
+        .values(waiting=waiting)
+    )
+
+
+def set_status(
+    conn: Connection, pipeline_id: str, attempt: int, target: Status, values: Mapping[str, object]
+) -> bool:
+    """Move a pipeline to `target`; False if its attempt or its status does not allow that."""
+    return _changed(
+        conn,
+        update(schema.pipelines)
+        .where(
+            _pipelines.id == pipeline_id,
+            _pipelines.attempt == attempt,
+            _pipelines.status.in_(sources_of(target)),
+        )
+        .values(status=target, **values),
+    )
+
+
+def request_cancel(conn: Connection, pipeline_id: str, values: Mapping[str, object]) -> None:
+    """Note that a pipeline's end is wanted."""
+    conn.execute(update(schema.pipelines).where(_pipelines.id == pipeline_id).values(**values))
+
+
+def acknowledge_cancel(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
+    """Note that the agent knows that a dispatch must end."""
+    conn.execute(
+        update(schema.pipelines)
+        .where(*_is(dispatch), _pipelines.cancel_acknowledged_at.is_(None))
+        .values(cancel_acknowledged_at=now)
+    )
+
+
+def set_step(conn: Connection, row: Row[Any], values: Mapping[str, object]) -> bool:
+    """Change a step that is as `row` says; False if it is not any more."""
+    return _changed(
+        conn,
+        update(schema.steps)
+        .where(
+            _steps.pipeline_id == row.pipeline_id,
+            _steps.position == row.position,
+            _steps.status == row.status,
+            _steps.attempt == row.attempt,
+        )
+        .values(**values),
+    )
+
+
+def active_steps(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
+    """Return the rows of the steps that have not ended."""
+    return conn.execute(
+        select(schema.steps)
+        .where(_steps.pipeline_id == pipeline_id, _steps.status.in_(_ACTIVE))
+        .order_by(_steps.position)
+    ).all()
+
+
+def step(row: Row[Any]) -> Step:
+    """Return the step that a row keeps."""
+    return Step(
+        name=row.name,
+        type=StepType(row.type),
+        status=Status(row.status),
+        reason=Reason(row.reason),
+        message=row.message,
+        exit_code=row.exit_code,
+        signal=row.signal,
+        attempt=row.attempt,
+        run=row.run,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        instance_id=row.instance_id,
+    )
+
+
+def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
+    return Pipeline(
+        id=row.id,
+        name=row.name,
+        status=Status(row.status),
+        reason=Reason(row.reason),
+        message=row.message,
+        node_id=row.node_id,
+        attempt=row.attempt,
+        args=row.args,
+        priority=row.priority,
+        steps=steps,
+        waiting=row.waiting,
+        cancel_requested_at=row.cancel_requested_at,
+        cancel_reason=row.cancel_reason,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        retry_of=row.retry_of,
+    )
+
+
+def _is(dispatch: Dispatch) -> tuple[ColumnElement[bool], ...]:
+    return (_pipelines.id == dispatch.pipeline_id, _pipelines.attempt == dispatch.attempt)
+
+
+def _changed(conn: Connection, statement: Any) -> bool:
+    rows: int = conn.execute(statement).rowcount
+    return rows > 0

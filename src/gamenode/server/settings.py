@@ -1,0 +1,53 @@
+"""Every bound and address of a server, by section. `app` alone reads the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gamenode.server.api.app import ApiSettings
+from gamenode.server.db.database import DatabaseSettings
+from gamenode.server.events.feed import EventFeedSettings
+from gamenode.server.logs.manager import ManagerSettings
+from gamenode.server.logs.service import LogSettings
+from gamenode.server.logs.streamer import StreamerSettings
+from gamenode.server.metrics.service import MetricSettings
+from gamenode.server.nodes.manager import NodeSettings
+from gamenode.server.nodes.states import StateSettings
+from gamenode.server.pipelines.dispatcher import DispatcherSettings
+from gamenode.server.pipelines.manager import PipelineSettings
+from gamenode.server.rpc.agent_link import AgentLinkSettings
+from gamenode.server.rpc.servicer import RpcSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenSettings:
+    """Where the server listens, where its data lives, how it ends."""
+
+    http: str = "127.0.0.1:8080"
+    grpc: str = "127.0.0.1:9090"
+    data: Path = Path("/var/lib/gamenode")
+    log_level: str = "info"
+    stop_s_max: float = 8.0
+    """How long answers and streams may take to finish when the server stops."""
+    event_keep_s: float = 30 * 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """All of it."""
+
+    server: ListenSettings = field(default_factory=ListenSettings)
+    database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    api: ApiSettings = field(default_factory=ApiSettings)
+    rpc: RpcSettings = field(default_factory=RpcSettings)
+    agent_link: AgentLinkSettings = field(default_factory=AgentLinkSettings)
+    nodes: NodeSettings = field(default_factory=NodeSettings)
+    states: StateSettings = field(default_factory=StateSettings)
+    dispatch: DispatcherSettings = field(default_factory=DispatcherSettings)
+    pipelines: PipelineSettings = field(default_factory=PipelineSettings)
+    logs: LogSettings = field(default_factory=LogSettings)
+    log_reading: StreamerSettings = field(default_factory=StreamerSettings)
+    log_followers: ManagerSettings = field(default_factory=ManagerSettings)
+    events: EventFeedSettings = field(default_factory=EventFeedSettings)
+    metrics: MetricSettings = field(default_factory=MetricSettings)

@@ -1,0 +1,543 @@
+"""The bodies of the HTTP interface: their shapes, and how domain types are written in them.
+
+A field that is not there yet, such as the end of a running step, is `null`; a text without
+content is empty. Times are RFC 3339 in UTC with milliseconds, those of log lines with nanoseconds.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Annotated, Final
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from gamenode.domain import event as events
+from gamenode.domain import log as logs
+from gamenode.domain import node as nodes
+from gamenode.domain import pipeline as pipelines
+from gamenode.domain.errors import GameNodeError
+from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
+from gamenode.wire.errors import OUTWARD
+
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+"""A moment, such as `2026-11-24T22:00:00.123Z`."""
+
+Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
+"""A text that both databases can keep."""
+
+ArgValue = Text | int | bool
+"""An arg's value; a number or truth value means the text that writes it."""
+
+PROBLEM_TYPE: Final = "urn:gamenode:problem:"
+"""What the `type` of a problem begins with; its code follows."""
+
+
+class NodeLink(Struct, frozen=True, kw_only=True):
+    """How the server reaches a node."""
+
+    state: nodes.Link
+    since: Time | None
+    cause: str
+
+
+class StateChange(Struct, frozen=True, kw_only=True):
+    """A change of a node's state that was asked for."""
+
+    version: int
+    target: nodes.Maintenance
+    reason: str
+    by: str
+    requested_at: Time
+    pushed_at: Time | None
+    confirmed_at: Time | None
+    error: str
+    deadline_at: Time | None
+    then: nodes.DrainThen
+    until: Time | None
+    remaining: int | None
+
+
+class NodeChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to change of a node; what is absent stays."""
+
+    display_name: Annotated[Text, Meta(max_length=128)] | None = None
+    note: Annotated[Text, Meta(max_length=4096)] | None = None
+    labels: Mapping[str, str | None] = {}
+    """Labels to set; null removes one."""
+
+
+class StateChangeList(Struct, frozen=True, kw_only=True):
+    """A node's state changes, newest first."""
+
+    items: Sequence[StateChange]
+    next_cursor: str | None = None
+
+
+class StateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node shall be used for, and how it is emptied."""
+
+    state: nodes.Maintenance
+    reason: Annotated[Text, Meta(max_length=4096)] = ""
+    drain: bool = False
+    deadline_s: Annotated[float, Meta(ge=0)] | None = None
+    """How long what runs may go on."""
+    then: nodes.DrainThen = nodes.DrainThen.KEEP
+    """What happens to what still runs then."""
+    until: Text = ""
+    """When the node works again by itself: RFC 3339, or such as `+2h`."""
+
+
+class StatesRequest(StateRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same for every node that a selector matches."""
+
+    selector: Annotated[Text, Meta(min_length=1, max_length=1024)]
+    dry_run: bool = False
+
+
+class StateOutcome(Struct, frozen=True, kw_only=True):
+    """What became, or would become, of one node."""
+
+    node_id: str
+    outcome: str
+    """`changed`, `unchanged` or `refused`; with a dry run `would_change`."""
+    message: str
+    state: nodes.Maintenance
+    running: int
+    """How many pipelines are on it now."""
+
+
+class StateOutcomes(Struct, frozen=True, kw_only=True):
+    """One outcome a node."""
+
+    items: Sequence[StateOutcome]
+    next_cursor: str | None = None
+
+
+class NodeCondition(Struct, frozen=True, kw_only=True):
+    """Something about a node that an operator should know."""
+
+    type: str
+    since: Time
+    reason: str
+    blocks_placement: bool
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """A node."""
+
+    id: str
+    display_name: str
+    type: nodes.NodeType
+    online: bool
+    online_since: Time | None
+    last_heartbeat_at: Time | None
+    heartbeat_latency_s: float | None
+    clock_skew_s: float | None
+    link: NodeLink
+    state: nodes.Maintenance
+    state_change: StateChange | None
+    session_epoch: int
+    agent_version: str
+    labels: Mapping[str, str]
+    note: str
+    conditions: Sequence[NodeCondition]
+    inventory_version: int | None
+    registered_at: Time
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """A step of a pipeline."""
+
+    name: str
+    type: pipelines.StepType
+    status: pipelines.Status
+    reason: pipelines.Reason
+    message: str
+    exit_code: int | None
+    signal: int | None
+    attempt: int
+    started_at: Time | None
+    ended_at: Time | None
+    instance_id: str | None
+
+
+class Waiting(Struct, frozen=True, kw_only=True):
+    """Why a pipeline waits, and the nodes of which that is true; none named: of all."""
+
+    reason: str
+    nodes: Sequence[str]
+
+
+class Pipeline(Struct, frozen=True, kw_only=True):
+    """A pipeline."""
+
+    id: str
+    name: str
+    status: pipelines.Status
+    reason: pipelines.Reason
+    message: str
+    node_id: str | None
+    attempt: int
+    args: Mapping[str, str]
+    priority: int
+    steps: Sequence[Step]
+    waiting: Sequence[Waiting]
+    cancel_requested_at: Time | None
+    cancel_reason: str
+    created_at: Time
+    created_by: str
+    started_at: Time | None
+    ended_at: Time | None
+    retry_of: str | None
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something that happened. Its id is the cursor."""
+
+    id: int
+    type: str
+    node_id: str
+    entity_id: str
+    status: str
+    message: str
+    timestamp: Time
+    data: Mapping[str, str]
+
+
+class LogLine(Struct, frozen=True, kw_only=True):
+    """A line of a log; `base64` stands for `text` where the line is not UTF-8."""
+
+    offset: int
+    next_offset: int
+    time: Time
+    stream: logs.LogStream
+    partial: Annotated[
+        bool, Meta(description="Whether the step had not ended the line; the next one goes on.")
+    ]
+    text: str | UnsetType = UNSET
+    base64: str | UnsetType = UNSET
+
+
+class NodeList(Struct, frozen=True, kw_only=True):
+    """Some nodes."""
+
+    items: Sequence[Node]
+    next_cursor: str | None
+
+
+class PipelineList(Struct, frozen=True, kw_only=True):
+    """Some pipelines, newest first."""
+
+    items: Sequence[Pipeline]
+    next_cursor: str | None
+
+
+class EventList(Struct, frozen=True, kw_only=True):
+    """Some events, oldest first."""
+
+    items: Sequence[Event]
+    next_cursor: str | None
+
+
+class PipelineRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pipeline to create."""
+
+    file: Annotated[Text, Meta(description="The text of a pipeline file.")]
+    args: dict[Text, ArgValue] = field(default_factory=dict)
+    envs: dict[Text, ArgValue] = field(default_factory=dict)
+    node: Annotated[Text, Meta(max_length=63)] = ""
+    selector: Annotated[Text, Meta(max_length=1024)] = ""
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
+
+
+class ValidateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pipeline file to look at; its args are looked at too where they are given."""
+
+    file: Annotated[Text, Meta(description="The text of a pipeline file.")]
+    args: dict[Text, ArgValue] | None = None
+
+
+class CancelRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a pipeline shall end, and whether to end it without the node's word."""
+
+    reason: Annotated[Text, Meta(max_length=4096)] = ""
+    force: bool = False
+
+
+class DeclaredArg(Struct, frozen=True, kw_only=True):
+    """An arg that a pipeline file declares."""
+
+    name: str
+    type: pipelines.ArgType
+    required: bool
+    default: str | None
+    description: str
+    pattern: str
+    choices: Sequence[str]
+
+
+class DeclaredStep(Struct, frozen=True, kw_only=True):
+    """A step that a pipeline file declares."""
+
+    name: str
+    type: pipelines.StepType
+    when: pipelines.Condition
+
+
+class PipelineFile(Struct, frozen=True, kw_only=True):
+    """What a valid pipeline file declares."""
+
+    name: str
+    description: str
+    args: Sequence[DeclaredArg]
+    envs: Sequence[str]
+    steps: Sequence[DeclaredStep]
+
+
+class Version(Struct, frozen=True, kw_only=True):
+    """Which program answers."""
+
+    version: str
+    api: str
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """That the program answers."""
+
+    status: str
+
+
+class Detail(Struct, frozen=True, kw_only=True):
+    """One thing that is wrong with a request."""
+
+    field: str
+    line: int | None
+    column: int | None
+    reason: str
+    advice: str
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    details: Sequence[Detail]
+    retry_after_s: float | None
+    id: str | None
+    hint: Annotated[str, Meta(description="What to do.")]
+
+
+@lru_cache(maxsize=4096)
+def _second(moment_s: int) -> str:
+    # Most bodies name few different seconds, and this is the costly part of a time.
+    return datetime.fromtimestamp(moment_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def encode_time(moment: Instant) -> str:
+    """Return `moment` as RFC 3339 in UTC with milliseconds, rounded down."""
+    seconds, nanoseconds = divmod(moment, NANOSECONDS_PER_S)
+    return f"{_second(seconds)}.{nanoseconds // 1_000_000:03d}Z"
+
+
+def encode_log_time(moment_ns: int) -> str:
+    """Return `moment_ns` as RFC 3339 in UTC with nanoseconds."""
+    seconds, nanoseconds = divmod(moment_ns, NANOSECONDS_PER_S)
+    return f"{_second(seconds)}.{nanoseconds:09d}Z"
+
+
+def _time_or_null(moment: Instant | None) -> str | None:
+    return None if moment is None else encode_time(moment)
+
+
+def encode_node(node: nodes.Node) -> Node:
+    """Return the body of `node`."""
+    return Node(
+        id=node.id,
+        display_name=node.display_name,
+        type=node.type,
+        online=node.online,
+        online_since=_time_or_null(node.online_since),
+        last_heartbeat_at=_time_or_null(node.last_heartbeat_at),
+        heartbeat_latency_s=node.heartbeat_latency_s,
+        clock_skew_s=node.clock_skew_s,
+        link=NodeLink(state=node.link, since=_time_or_null(node.link_since), cause=node.link_cause),
+        state=node.maintenance,
+        state_change=_encode_state_change(node.state_change),
+        session_epoch=node.session_epoch,
+        agent_version=node.agent_version,
+        labels=node.labels,
+        note=node.note,
+        conditions=[
+            NodeCondition(
+                type=condition.type,
+                since=encode_time(condition.since),
+                reason=condition.reason,
+                blocks_placement=condition.blocks_placement,
+            )
+            for condition in node.conditions
+        ],
+        inventory_version=None,
+        registered_at=encode_time(node.registered_at),
+    )
+
+
+def _encode_state_change(change: nodes.StateChange | None) -> StateChange | None:
+    if change is None:
+        return None
+    return StateChange(
+        version=change.version,
+        target=change.target,
+        reason=change.reason,
+        by=change.requested_by,
+        requested_at=encode_time(change.requested_at),
+        pushed_at=_time_or_null(change.pushed_at),
+        confirmed_at=_time_or_null(change.confirmed_at),
+        error=change.error,
+        deadline_at=_time_or_null(change.drain.deadline_at),
+        then=change.drain.then,
+        until=_time_or_null(change.drain.until),
+        remaining=change.remaining,
+    )
+
+
+def encode_state_changes(changes: Sequence[nodes.StateChange]) -> StateChangeList:
+    """Return the body of a node's state changes."""
+    items = [encoded for change in changes if (encoded := _encode_state_change(change))]
+    return StateChangeList(items=items)
+
+
+def _encode_step(step: pipelines.Step) -> Step:
+    return Step(
+        name=step.name,
+        type=step.type,
+        status=step.status,
+        reason=step.reason,
+        message=step.message,
+        exit_code=step.exit_code,
+        signal=step.signal,
+        attempt=step.attempt,
+        started_at=_time_or_null(step.started_at),
+        ended_at=_time_or_null(step.ended_at),
+        instance_id=step.instance_id or None,
+    )
+
+
+def encode_pipeline(pipeline: pipelines.Pipeline) -> Pipeline:
+    """Return the body of `pipeline`."""
+    return Pipeline(
+        id=pipeline.id,
+        name=pipeline.name,
+        status=pipeline.status,
+        reason=pipeline.reason,
+        message=pipeline.message,
+        node_id=pipeline.node_id or None,
+        attempt=pipeline.attempt,
+        args=pipeline.args,
+        priority=pipeline.priority,
+        steps=[_encode_step(step) for step in pipeline.steps],
+        waiting=[Waiting(reason=pipeline.waiting, nodes=())] if pipeline.waiting else (),
+        cancel_requested_at=_time_or_null(pipeline.cancel_requested_at),
+        cancel_reason=pipeline.cancel_reason,
+        created_at=encode_time(pipeline.created_at),
+        created_by=pipeline.created_by,
+        started_at=_time_or_null(pipeline.started_at),
+        ended_at=_time_or_null(pipeline.ended_at),
+        retry_of=pipeline.retry_of or None,
+    )
+
+
+def encode_pipeline_file(spec: pipelines.PipelineSpec) -> PipelineFile:
+    """Return the body that says what the file declares."""
+    return PipelineFile(
+        name=spec.name,
+        description=spec.description,
+        args=[
+            DeclaredArg(
+                name=arg.name,
+                type=arg.type,
+                required=arg.default is None,
+                default=arg.default,
+                description=arg.description,
+                pattern=arg.pattern,
+                choices=arg.choices,
+            )
+            for arg in spec.args
+        ],
+        envs=spec.envs,
+        steps=[
+            DeclaredStep(name=step.name, type=step.type, when=step.condition) for step in spec.steps
+        ],
+    )
+
+
+def encode_event(event: events.Event) -> Event:
+    """Return the body of `event`."""
+    return Event(
+        id=event.id,
+        type=event.type,
+        node_id=event.node_id,
+        entity_id=event.entity_id,
+        status=event.status,
+        message=event.message,
+        timestamp=encode_time(event.at),
+        data=event.data,
+    )
+
+
+def encode_log_line(line: logs.LogLine) -> LogLine:
+    """Return the body of `line`."""
+    try:
+        text: str | UnsetType = line.text.decode()
+        encoded: str | UnsetType = UNSET
+    except UnicodeDecodeError:
+        text, encoded = UNSET, base64.b64encode(line.text).decode()
+    return LogLine(
+        offset=line.offset,
+        next_offset=line.next_offset,
+        time=encode_log_time(line.at_ns),
+        stream=line.stream,
+        partial=line.partial,
+        text=text,
+        base64=encoded,
+    )
+
+
+def encode_problem(error: GameNodeError, *, status: int | None = None) -> Problem:
+    """Return the problem that says `error`; `status` where HTTP has a closer one than its code."""
+    outward = OUTWARD[error.code]
+    return Problem(
+        type=PROBLEM_TYPE + error.code,
+        title=outward.title,
+        status=outward.http_status if status is None else status,
+        detail=error.message,
+        code=error.code,
+        details=[
+            Detail(
+                field=violation.field,
+                line=violation.line,
+                column=violation.column,
+                reason=violation.reason,
+                advice=violation.advice,
+            )
+            for violation in error.violations
+        ],
+        retry_after_s=error.retry_after_s,
+        id=error.error_id or None,
+        hint=error.hint,
+    )
+
+
+def arg_text(value: ArgValue) -> str:
+    """Return the text that an arg's value means."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case _:
+            return str(value)

@@ -1,0 +1,418 @@
+"""The server's nouns in memory, as the HTTP edge sees them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from gamenode.domain.access import Actor, ActorKind, Role
+from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
+from gamenode.domain.event import Event, EventFilter
+from gamenode.domain.inventory import Inventory
+from gamenode.domain.log import LogKey, LogSlice
+from gamenode.domain.node import Drain, Link, Maintenance, Node, NodeType, StateChange
+from gamenode.domain.pipeline import (
+    NewPipeline,
+    Pipeline,
+    Reason,
+    Status,
+    Step,
+    StepType,
+)
+from gamenode.domain.selector import Selector
+from gamenode.lib.clock import Instant
+from gamenode.server.api.app import ApiSettings, create_api
+from gamenode.server.api.guard import local_admin
+from gamenode.server.api.nouns import EventLog, Nouns
+from gamenode.server.logs.streamer import From
+
+NOW = Instant(1_795_557_600_123_456_789)  # 2026-11-24T22:00:00.123456789Z
+
+
+class FixedClock:
+    def now(self) -> Instant:
+        return NOW
+
+    def monotonic_s(self) -> float:
+        return 0.0
+
+
+class CountingIds:
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
+    def new(self) -> str:
+        return pipeline_id(next(self._numbers))
+
+
+def pipeline_id(number: int) -> str:
+    return f"019ab000-0000-7000-8000-{number:012x}"
+
+
+def make_node(node_id: str, *, online: bool = True, note: str = "") -> Node:
+    return Node(
+        id=node_id,
+        display_name=node_id,
+        type=NodeType.PHYSICAL,
+        maintenance=Maintenance.NORMAL,
+        state_version=1,
+        state_change=None,
+        online=online,
+        online_since=NOW if online else None,
+        last_heartbeat_at=NOW,
+        link=Link.CONNECTED if online else Link.LOST,
+        link_since=NOW,
+        link_cause="",
+        session_id="s",
+        session_epoch=3,
+        boot_id="b",
+        agent_version="0.1.0",
+        env_names=frozenset(),
+        step_runtimes=frozenset(),
+        labels={"zone": "a"},
+        note=note,
+        conditions=(),
+        inventory=Inventory(),
+        registered_at=NOW,
+    )
+
+
+def make_pipeline(
+    number: int, *, status: Status = Status.PENDING, name: str = "hello", waiting: str = ""
+) -> Pipeline:
+    return Pipeline(
+        id=pipeline_id(number),
+        name=name,
+        status=status,
+        reason=Reason.NONE,
+        message="",
+        node_id="",
+        attempt=0,
+        args={"IMAGE": "alpine"},
+        priority=0,
+        steps=(
+            Step(
+                name="greet",
+                type=StepType.TASK,
+                status=status,
+                reason=Reason.NONE,
+                message="",
+                exit_code=None,
+                signal=None,
+                attempt=0,
+                run=0,
+                started_at=None,
+                ended_at=None,
+                instance_id="",
+            ),
+        ),
+        waiting=waiting,
+        cancel_requested_at=None,
+        cancel_reason="",
+        created_at=Instant(NOW + number),
+        created_by="local",
+        started_at=None,
+        ended_at=None,
+        retry_of="",
+    )
+
+
+class MemoryPipelines:
+    """Manager and service of pipelines in one."""
+
+    def __init__(self) -> None:
+        self.pipelines: dict[str, Pipeline] = {}
+        self.requests: list[tuple[NewPipeline, Actor]] = []
+        self.waiters = 0
+        self._keys: dict[str, str] = {}
+        self._changed = asyncio.Condition()
+
+    async def loads(self) -> Mapping[str, int]:
+        return {}
+
+    def add(self, pipeline: Pipeline) -> Pipeline:
+        self.pipelines[pipeline.id] = pipeline
+        return pipeline
+
+    async def end(self, pipeline_id: str, status: Status) -> None:
+        async with self._changed:
+            self.pipelines[pipeline_id] = replace(self.pipelines[pipeline_id], status=status)
+            self._changed.notify_all()
+
+    async def create(self, request: NewPipeline, *, by: Actor) -> Pipeline:
+        self.requests.append((request, by))
+        key = request.idempotency_key
+        if key and key in self._keys:
+            return self.pipelines[self._keys[key]]
+        pipeline = self.add(make_pipeline(len(self.pipelines) + 1))
+        if key:
+            self._keys[key] = pipeline.id
+        return pipeline
+
+    async def cancel(self, pipeline_id: str, *, reason: str, force: bool, by: Actor) -> Pipeline:
+        pipeline = await self.get(pipeline_id)
+        cancelled = replace(
+            pipeline,
+            cancel_requested_at=NOW,
+            cancel_reason=f"{reason} by {by.name}",
+            status=Status.CANCELLED if force else pipeline.status,
+        )
+        return self.add(cancelled)
+
+    async def wait_ended(self, pipeline_id: str, timeout_s: float) -> Pipeline:
+        pipeline = await self.get(pipeline_id)
+        self.waiters += 1
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                while not self.pipelines[pipeline_id].status.terminal:
+                    await self._changed.wait()
+        except TimeoutError:
+            return pipeline
+        finally:
+            self.waiters -= 1
+        return self.pipelines[pipeline_id]
+
+    async def get(self, pipeline_id: str) -> Pipeline:
+        try:
+            return self.pipelines[pipeline_id]
+        except KeyError:
+            raise GameNodeError(
+                ErrorCode.PIPELINE_NOT_FOUND, f"there is no pipeline {pipeline_id}"
+            ) from None
+
+    async def list(
+        self,
+        *,
+        status: Status | None,
+        node: str,
+        q: str,
+        limit: int,
+        before: tuple[Instant, str] | None,
+    ) -> Sequence[Pipeline]:
+        found = [
+            pipeline
+            for pipeline in self.pipelines.values()
+            if (status is None or pipeline.status is status)
+            and node in ("", pipeline.node_id)
+            and q in pipeline.name
+            and (before is None or (pipeline.created_at, pipeline.id) < before)
+        ]
+        return sorted(found, key=lambda p: (p.created_at, p.id), reverse=True)[:limit]
+
+
+class MemoryNodes:
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.failure: Exception | None = None
+
+    def add(self, node: Node) -> Node:
+        self.nodes[node.id] = node
+        return node
+
+    async def get(self, node_id: str) -> Node:
+        if self.failure:
+            raise self.failure
+        try:
+            return self.nodes[node_id]
+        except KeyError:
+            raise GameNodeError(ErrorCode.NODE_NOT_FOUND, f"there is no node {node_id}") from None
+
+    async def list(
+        self,
+        *,
+        online: bool | None,
+        maintenance: Maintenance | None,
+        selector: Selector,
+        q: str,
+        limit: int,
+        after: str,
+    ) -> Sequence[Node]:
+        def values(node: Node) -> Callable[[str], Sequence[str]]:
+            return lambda key: [node.labels[key]] if key in node.labels else []
+
+        found = [
+            node
+            for node in self.nodes.values()
+            if (online is None or node.online is online)
+            and (maintenance is None or node.maintenance is maintenance)
+            and selector.matches(values(node))
+            and q in node.id
+            and node.id > after
+        ]
+        return sorted(found, key=lambda node: node.id)[:limit]
+
+    async def change_state(
+        self,
+        node_id: str,
+        target: Maintenance,
+        *,
+        drain: Drain | None,
+        by: Actor,
+        reason: str,
+        wait_s: float = 0.0,
+    ) -> Node:
+        del drain, by, reason, wait_s
+        return self.add(replace(await self.get(node_id), maintenance=target))
+
+    async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
+        await self.get(node_id)
+        return [][:limit]
+
+
+class MemoryLogs:
+    """Logs that grow while they are read, in blocks of whole lines."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[tuple[str, str], list[bytes]] = {}
+        self.ended = False
+        self.readers = 0
+        self._changed = asyncio.Condition()
+
+    def add(self, pipeline_id: str, step: str, *blocks: bytes) -> None:
+        self.blocks.setdefault((pipeline_id, step), []).extend(blocks)
+
+    async def grow(self, pipeline_id: str, step: str, block: bytes) -> None:
+        async with self._changed:
+            self.add(pipeline_id, step, block)
+            self._changed.notify_all()
+
+    async def end(self) -> None:
+        async with self._changed:
+            self.ended = True
+            self._changed.notify_all()
+
+    async def open(self, pipeline_id: str, step: str, attempt: int) -> LogKey:
+        if (pipeline_id, step) not in self.blocks:
+            raise GameNodeError(ErrorCode.LOG_NOT_FOUND, f"step {step} has no log")
+        return LogKey(pipeline_id, step, attempt or 1)
+
+    async def start(self, key: LogKey, start: From) -> int:
+        content = b"".join(self.blocks[key.pipeline_id, key.step])
+        if start.offset > len(content):
+            raise invalid("offset", f"the log has {len(content)} bytes")
+        if start.tail is not None:
+            lines = content.splitlines(keepends=True)
+            return len(content) - sum(len(line) for line in lines[len(lines) - start.tail :])
+        return start.offset
+
+    async def read(self, key: LogKey, start: From, *, follow: bool) -> AsyncIterator[LogSlice]:
+        blocks = self.blocks[key.pipeline_id, key.step]
+        self.readers += 1
+        try:
+            position = at = 0
+            while True:
+                while at < len(blocks):
+                    block = blocks[at]
+                    skip = max(0, start.offset - position)
+                    if block[skip:]:
+                        yield LogSlice(position + skip, block[skip:])
+                    position += len(block)
+                    at += 1
+                if not follow or self.ended:
+                    return
+                async with self._changed:
+                    while at >= len(blocks) and not self.ended:
+                        await self._changed.wait()
+        finally:
+            self.readers -= 1
+
+
+class MemoryEvents:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.oldest = 1
+        self.failure: GameNodeError | None = None
+        self.readers = 0
+        self._changed = asyncio.Condition()
+
+    async def append(self, *events: Event) -> None:
+        async with self._changed:
+            self.events.extend(events)
+            self._changed.notify_all()
+
+    async def fail(self, error: GameNodeError) -> None:
+        async with self._changed:
+            self.failure = error
+            self._changed.notify_all()
+
+    async def read_after(
+        self, after: int | None, *, wanted: EventFilter, limit: int
+    ) -> Sequence[Event]:
+        if after is not None and after < self.oldest - 1:
+            raise GameNodeError(
+                ErrorCode.CURSOR_EXPIRED, f"events begin at {self.oldest}, cursor {after} is older"
+            )
+        return [
+            event for event in self.events if event.id > (after or 0) and wanted.matches(event)
+        ][:limit]
+
+    async def follow(
+        self, after: int | None, wanted: EventFilter
+    ) -> AsyncIterator[Sequence[Event]]:
+        at = (self.events[-1].id if self.events else 0) if after is None else after
+        self.readers += 1
+        try:
+            while True:
+                async with self._changed:
+                    while not self.failure and not any(event.id > at for event in self.events):
+                        await self._changed.wait()
+                if self.failure:
+                    raise self.failure
+                batch = [event for event in self.events if event.id > at]
+                at = batch[-1].id
+                if chosen := [event for event in batch if wanted.matches(event)]:
+                    yield chosen
+        finally:
+            self.readers -= 1
+
+
+def make_event(number: int, *, type_: str = "pipeline.created", message: str = "") -> Event:
+    return Event(
+        id=number,
+        type=type_,
+        at=NOW,
+        node_id="fra-07",
+        entity_id=pipeline_id(1),
+        status="PENDING",
+        message=message,
+        data={},
+    )
+
+
+def viewer(_request: Request) -> Actor:
+    return Actor(kind=ActorKind.TOKEN, name="grafana", role=Role.VIEWER)
+
+
+class Api:
+    """The HTTP edge over nouns in memory."""
+
+    def __init__(
+        self,
+        settings: ApiSettings = ApiSettings(),  # noqa: B008 - frozen
+        authenticate: Callable[[Request], Actor] = local_admin,
+        events: EventLog | None = None,
+    ) -> None:
+        self.pipelines = MemoryPipelines()
+        self.nodes = MemoryNodes()
+        self.logs = MemoryLogs()
+        self.events = MemoryEvents()
+        self.not_ready = ""
+        self.app: ASGIApp = create_api(
+            Nouns(
+                pipeline_manager=self.pipelines,
+                pipeline_service=self.pipelines,
+                nodes=self.nodes,
+                logs=self.logs,
+                events=events or self.events,
+                why_not_ready=lambda: self.not_ready,
+            ),
+            settings=settings,
+            authenticate=authenticate,
+            clock=FixedClock(),
+            ids=CountingIds(),
+        )

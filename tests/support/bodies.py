@@ -1,0 +1,90 @@
+"""REST bodies, as the server gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PIPELINE_ID = "0193a5c2-7b1e-7c3d-8e4f-5f3a91c2d7e8"
+
+
+def step(name: str = "fetch", status: str = "PENDING", **members: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "task",
+        "status": status,
+        "reason": "",
+        "message": "",
+        "exit_code": None,
+        "signal": None,
+        "attempt": 0 if status == "PENDING" else 1,
+        "started_at": None,
+        "ended_at": None,
+        "instance_id": None,
+        **members,
+    }
+
+
+def pipeline(status: str = "RUNNING", *steps: dict[str, Any], **members: Any) -> dict[str, Any]:
+    return {
+        "id": PIPELINE_ID,
+        "name": "start-game",
+        "status": status,
+        "reason": "",
+        "message": "",
+        "node_id": "fra-07",
+        "attempt": 1,
+        "args": {"IMAGE": "alpine:3.20"},
+        "priority": 0,
+        "steps": list(steps),
+        "waiting": [],
+        "cancel_requested_at": None,
+        "cancel_reason": "",
+        "created_at": "2026-11-24T21:58:21.000Z",
+        "created_by": "ann",
+        "started_at": None,
+        "ended_at": None,
+        "retry_of": None,
+        **members,
+    }
+
+
+def node(node_id: str = "fra-07", **members: Any) -> dict[str, Any]:
+    return {
+        "id": node_id,
+        "display_name": "",
+        "type": "physical",
+        "online": True,
+        "online_since": "2026-11-24T21:00:00.000Z",
+        "last_heartbeat_at": "2026-11-24T21:58:21.000Z",
+        "heartbeat_latency_s": None,
+        "clock_skew_s": None,
+        "link": {"state": "connected", "since": None, "cause": ""},
+        "state": "normal",
+        "state_change": None,
+        "session_epoch": 3,
+        "agent_version": "0.1.0",
+        "labels": {"zone": "a"},
+        "note": "",
+        "conditions": [],
+        "inventory_version": None,
+        "registered_at": "2026-11-20T08:00:00.000Z",
+        **members,
+    }
+
+
+def event(event_id: int, type_: str = "pipeline.created", **members: Any) -> dict[str, Any]:
+    return {
+        "id": event_id,
+        "type": type_,
+        "node_id": "",
+        "entity_id": PIPELINE_ID,
+        "status": "PENDING",
+        "message": "",
+        "timestamp": "2026-11-24T21:58:21.000Z",
+        "data": {},
+        **members,
+    }
+
+
+def page(*items: dict[str, Any], next_cursor: str | None = None) -> dict[str, Any]:
+    return {"items": list(items), "next_cursor": next_cursor}
