@@ -23,7 +23,13 @@ from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from aiodocker import Docker, DockerError
-from aiohttp import ClientConnectionError, ClientPayloadError, ClientTimeout, UnixConnector
+from aiohttp import (
+    ClientConnectionError,
+    ClientError,
+    ClientPayloadError,
+    ClientTimeout,
+    UnixConnector,
+)
 
 from gamenode.agent.runtime import (
     Ended,
