@@ -188,6 +188,7 @@ class _GrpcStream:
     ) -> None:
         self._call = call
         self._write_timeout_s = write_timeout_s
+        self._writing = asyncio.Lock()
 
     async def read(self) -> ServerWord | None:
         try:
@@ -223,7 +224,8 @@ class _GrpcStream:
 
     async def write(self, message: pb.AgentMessage) -> None:
         try:
-            async with asyncio.timeout(self._write_timeout_s):
+            # One at a time: gRPC ends a call on which two writes meet.
+            async with asyncio.timeout(self._write_timeout_s), self._writing:
                 await self._call.write(message)
         except grpc.aio.AioRpcError as error:
             raise _link_error(error) from error
