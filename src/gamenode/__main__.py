@@ -18,7 +18,7 @@ from gamenode import __version__
 from gamenode.cli.command import Command
 from gamenode.cli.main import cli
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.lib.settings import SettingsError, load_settings
+from gamenode.lib.settings import SettingsError, load_settings, sets_another
 
 if TYPE_CHECKING:
     from gamenode.agent.settings import AgentSettings
@@ -109,11 +109,13 @@ def dev_command(
     from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
 
     data = data.absolute()
+    for_server, for_agents = _split_environment()
     flags = {"http": http, "grpc": grpc, "data": data / "server", "log_level": log_level}
-    settings = _settings(ServerSettings, None, {"server": flags})
+    settings = _settings(ServerSettings, None, {"server": flags}, for_server)
     names = ["local"] if agents == 1 else [f"local-{number}" for number in range(1, agents + 1)]
     children = [
-        _spawn_agent(name, settings.server.grpc, data, runtime, log_level) for name in names
+        _spawn_agent(name, settings.server.grpc, data, runtime, log_level, for_agents)
+        for name in names
     ]
     try:
         _run(_develop(settings, names, children), level=log_level, fast=True)
@@ -199,8 +201,35 @@ def _say_ready(settings: ServerSettings, names: Sequence[str], *, online: bool) 
     sys.stdout.flush()
 
 
+def _split_environment() -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Return the variables for the server, and for its agents.
+
+    A setting of one of them alone would be a mistake to the other; one of neither goes to the
+    server, which says so.
+    """
+    from gamenode.agent.settings import AgentSettings  # noqa: PLC0415 - see the module
+    from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
+
+    for_agents = {
+        name: value
+        for name, value in os.environ.items()
+        if not sets_another(AgentSettings, name, prefix=_PREFIX)
+    }
+    for_server = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in for_agents or not sets_another(ServerSettings, name, prefix=_PREFIX)
+    }
+    return for_server, for_agents
+
+
 def _spawn_agent(
-    name: str, server: str, data: Path, runtime: str, log_level: str
+    name: str,
+    server: str,
+    data: Path,
+    runtime: str,
+    log_level: str,
+    environment: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
     """Start an agent process; before the server is imported, so that both load side by side."""
     arguments = ["--server", server, "--node", name, "--data", str(data / "agents" / name)]
@@ -208,7 +237,7 @@ def _spawn_agent(
     return subprocess.Popen(  # noqa: S603 - our own program
         [sys.executable, "-m", "gamenode", "agent", *arguments],
         stdin=subprocess.PIPE,
-        env={**os.environ, _DEV_CHILD: "1"},
+        env={**environment, _DEV_CHILD: "1"},
         start_new_session=True,  # Ctrl-C is ours to hand on
     )
 
@@ -259,6 +288,7 @@ def _settings(
     settings_type: type[Settings],
     config: Path | None,
     flags: Mapping[str, Mapping[str, object]],
+    environment: Mapping[str, str] = os.environ,
 ) -> Settings:
     try:
         file = tomllib.loads(config.read_text()) if config is not None else {}
@@ -266,7 +296,7 @@ def _settings(
             settings_type,
             file=file,
             file_name=str(config),
-            environment=os.environ,
+            environment=environment,
             prefix=_PREFIX,
             flags=flags,
         )

@@ -44,9 +44,9 @@ def load_settings(
         for name, value in values.items():
             given[section][name] = _read(sections[section], section, name, value, where=file_name)
     for variable, text in environment.items():
-        section, separator, name = variable.removeprefix(prefix).lower().partition("__")
-        if not variable.startswith(prefix) or not separator:
+        if (place := _place(variable, prefix)) is None:
             continue
+        section, name = place
         if section not in sections:
             raise SettingsError(f"{variable}: {_unknown('section', section, sections)}")
         given[section][name] = _read(sections[section], section, name, text, where=variable)
@@ -59,6 +59,20 @@ def load_settings(
         except TypeError as error:
             raise SettingsError(f"[{section}]: {error}") from error
     return settings_type(**built)
+
+
+def sets_another(settings_type: type[Any], variable: str, *, prefix: str) -> bool:
+    """Return whether an environment variable is a setting, and none of `settings_type`."""
+    if (place := _place(variable, prefix)) is None:
+        return False
+    section, name = place
+    section_type = typing.get_type_hints(settings_type).get(section)
+    return section_type is None or name not in {f.name for f in dataclasses.fields(section_type)}
+
+
+def _place(variable: str, prefix: str) -> tuple[str, str] | None:
+    section, separator, name = variable.removeprefix(prefix).lower().partition("__")
+    return (section, name) if variable.startswith(prefix) and separator else None
 
 
 def _read(section_type: Any, section: str, name: str, value: object, *, where: str) -> object:
