@@ -76,6 +76,7 @@ def make_node(node_id: str, *, online: bool = True, note: str = "") -> Node:
         step_runtimes=frozenset(),
         labels={"zone": "a"},
         note=note,
+        conditions=(),
         inventory=Inventory(),
         registered_at=NOW,
     )
