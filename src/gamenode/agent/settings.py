@@ -18,14 +18,19 @@ class HostSettings:
     """Which node this is, where its server is, what it runs steps with."""
 
     server: str = "127.0.0.1:9090"
+    """Where the server's gRPC is."""
     node_id: str = ""
     """Empty: the host's name."""
     data: Path = Path("/var/lib/gamenode-agent")
+    """The folder of the journal, the spool and the process runtime's runs."""
     runtime: str = "auto"
     """`docker`, `process`, or `auto`: docker where an engine answers, else process."""
     engine_socket: Path = Path("/var/run/docker.sock")
+    """The engine's API; Podman's socket serves as well."""
     log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    """What the host says of itself; selectors know them as `host/NAME`."""
     release_wait_s: float = 5.0
     """How long an agent that ends everything waits for the server's acknowledgements."""
 

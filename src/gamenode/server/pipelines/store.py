@@ -107,7 +107,10 @@ def newest(
         query = query.where(_pipelines.node_id == node)
     if q:
         query = query.where(
-            or_(_pipelines.name.contains(q, autoescape=True), _pipelines.id.startswith(q))
+            or_(
+                _pipelines.name.contains(q, autoescape=True),
+                _pipelines.id.contains(q, autoescape=True),
+            )
         )
     if before is not None:
         at, last_id = before
