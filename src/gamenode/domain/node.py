@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from gamenode.domain.inventory import Inventory
+from gamenode.domain.inventory import CollectionFailure, Inventory
 from gamenode.lib.clock import Instant
 
 
@@ -66,6 +66,10 @@ class Registration:
     env_names: frozenset[str] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
     step_runtimes: frozenset[str] = frozenset()
+    failed: tuple[CollectionFailure, ...] = ()
+    """Parts of the inventory that could not be collected."""
+    inventory_hash: str = ""
+    """The hash of the inventory's stable content as the node computed it; empty: not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,8 @@ class Heartbeat:
     session_id: str = ""
     sent_at: Instant | None = None
     round_trip_s: float | None = None
+    inventory_hash: str = ""
+    """The hash of the inventory that the node reported last; empty: not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +121,8 @@ class HeartbeatResult:
     message: str = ""
     maintenance: Maintenance = Maintenance.NORMAL
     state_version: int = 0
+    send_inventory: bool = False
+    """The server holds another inventory: the node sends its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
