@@ -30,10 +30,34 @@ _DEV_CHILD: Final = "GAMENODE_DEV_CHILD"
 # One host's environment may serve both programs, and under `dev` it does: what only the other one
 # knows is no mistake. Named here, since neither program imports the other's settings.
 SERVER_SECTIONS: Final = frozenset(
-    "server database api rpc agent_link nodes dispatch pipelines logs log_reading log_followers"
-    " events metrics states".split()
+    {
+        "server",
+        "database",
+        "api",
+        "rpc",
+        "agent_link",
+        "nodes",
+        "states",
+        "dispatch",
+        "pipelines",
+        "logs",
+        "log_reading",
+        "log_followers",
+        "events",
+        "metrics",
+    }
 )
-AGENT_SECTIONS: Final = frozenset("agent envs link session runner logs".split())
+AGENT_SECTIONS: Final = frozenset(
+    {
+        "agent",
+        "envs",
+        "link",
+        "session",
+        "conditions",
+        "runner",
+        "logs",
+    }
+)
 _CHILD_STOP_S: Final = 40.0
 _ONLINE_S: Final = 15.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -67,10 +68,12 @@ def stub(shared: Cluster) -> Iterator[pb_grpc.GameNodeServiceStub]:
 def _refused(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, dict[str, str]]:
     """Return the code, the text, and the fields that a refused call names."""
     with pytest.raises(grpc.RpcError) as refused:
-        list(answer) if isinstance(answer := call(), grpc.Call) else answer
+        answer = call()
+        for _ in answer if isinstance(answer, Iterator) else ():
+            pass
     error: Any = refused.value
     status: status_pb2.Status | None = rpc_status.from_call(error)
-    fields = {}
+    fields: dict[str, str] = {}
     for detail in status.details if status is not None else ():
         bad = error_details_pb2.BadRequest()
         if detail.Unpack(bad):
@@ -262,7 +265,7 @@ def test_grpc_refuses_a_huge_message(stub: pb_grpc.GameNodeServiceStub) -> None:
 @pytest.mark.parametrize("message", [b"\x0a\x02\xff\xfe", b"\xff\xff\xff", b"\x12\x7fshort"])
 def test_grpc_refuses_bytes_that_are_no_message(shared: Cluster, message: bytes) -> None:
     with grpc.insecure_channel(shared.grpc) as channel:
-        call = channel.unary_unary("/gamenode.v1.GameNodeService/Execute")
+        call: Any = channel.unary_unary("/gamenode.v1.GameNodeService/Execute")
         with pytest.raises(grpc.RpcError) as refused:
             call(message, timeout=10.0)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -300,7 +303,7 @@ def test_grpc_ends_a_stream_that_does_not_open_with_a_statement(
         pb.AgentMessage(statement=pb.Statement()),
     ]
     for word in words:
-        code, _, _ = _refused(lambda word=word: stub.Connect(iter([word]), timeout=10.0))
+        code, _, _ = _refused(partial(stub.Connect, iter([word]), timeout=10.0))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
