@@ -18,7 +18,7 @@ from gamenode import __version__
 from gamenode.cli.command import Command
 from gamenode.cli.main import cli
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.lib.settings import SettingsError, load_settings, sets_another
+from gamenode.lib.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
     from gamenode.agent.settings import AgentSettings
@@ -27,6 +27,37 @@ if TYPE_CHECKING:
 
 _PREFIX: Final = "GAMENODE_"
 _DEV_CHILD: Final = "GAMENODE_DEV_CHILD"
+# One host's environment may serve both programs, and under `dev` it does: what only the other one
+# knows is no mistake. Named here, since neither program imports the other's settings.
+SERVER_SECTIONS: Final = frozenset(
+    {
+        "server",
+        "database",
+        "api",
+        "rpc",
+        "agent_link",
+        "nodes",
+        "states",
+        "dispatch",
+        "pipelines",
+        "logs",
+        "log_reading",
+        "log_followers",
+        "events",
+        "metrics",
+    }
+)
+AGENT_SECTIONS: Final = frozenset(
+    {
+        "agent",
+        "envs",
+        "link",
+        "session",
+        "conditions",
+        "runner",
+        "logs",
+    }
+)
 _CHILD_STOP_S: Final = 40.0
 _ONLINE_S: Final = 15.0
 
@@ -52,7 +83,7 @@ def server_command(config: Path | None, database: str | None, **flags: object) -
     from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
 
     sections: dict[str, Mapping[str, object]] = {"server": flags, "database": {"url": database}}
-    settings = _settings(ServerSettings, config, sections)
+    settings = _settings(ServerSettings, config, sections, foreign=AGENT_SECTIONS)
     _run(_serve(settings), level=settings.server.log_level, fast=True)
 
 
@@ -74,7 +105,7 @@ def agent_command(config: Path | None, **flags: object) -> None:
     """Run the agent of this host. On SIGTERM it leaves; what it started goes on."""
     from gamenode.agent.settings import AgentSettings  # noqa: PLC0415 - see the module
 
-    settings = _settings(AgentSettings, config, {"agent": flags})
+    settings = _settings(AgentSettings, config, {"agent": flags}, foreign=SERVER_SECTIONS)
     _run(_act(settings, child=_DEV_CHILD in os.environ), level=settings.agent.log_level)
 
 
@@ -109,13 +140,11 @@ def dev_command(
     from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
 
     data = data.absolute()
-    for_server, for_agents = _split_environment()
     flags = {"http": http, "grpc": grpc, "data": data / "server", "log_level": log_level}
-    settings = _settings(ServerSettings, None, {"server": flags}, for_server)
+    settings = _settings(ServerSettings, None, {"server": flags}, foreign=AGENT_SECTIONS)
     names = ["local"] if agents == 1 else [f"local-{number}" for number in range(1, agents + 1)]
     children = [
-        _spawn_agent(name, settings.server.grpc, data, runtime, log_level, for_agents)
-        for name in names
+        _spawn_agent(name, settings.server.grpc, data, runtime, log_level) for name in names
     ]
     try:
         _run(_develop(settings, names, children), level=log_level, fast=True)
@@ -201,35 +230,8 @@ def _say_ready(settings: ServerSettings, names: Sequence[str], *, online: bool) 
     sys.stdout.flush()
 
 
-def _split_environment() -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Return the variables for the server, and for its agents.
-
-    A setting of one of them alone would be a mistake to the other; one of neither goes to the
-    server, which says so.
-    """
-    from gamenode.agent.settings import AgentSettings  # noqa: PLC0415 - see the module
-    from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
-
-    for_agents = {
-        name: value
-        for name, value in os.environ.items()
-        if not sets_another(AgentSettings, name, prefix=_PREFIX)
-    }
-    for_server = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in for_agents or not sets_another(ServerSettings, name, prefix=_PREFIX)
-    }
-    return for_server, for_agents
-
-
 def _spawn_agent(
-    name: str,
-    server: str,
-    data: Path,
-    runtime: str,
-    log_level: str,
-    environment: Mapping[str, str],
+    name: str, server: str, data: Path, runtime: str, log_level: str
 ) -> subprocess.Popen[bytes]:
     """Start an agent process; before the server is imported, so that both load side by side."""
     arguments = ["--server", server, "--node", name, "--data", str(data / "agents" / name)]
@@ -237,7 +239,7 @@ def _spawn_agent(
     return subprocess.Popen(  # noqa: S603 - our own program
         [sys.executable, "-m", "gamenode", "agent", *arguments],
         stdin=subprocess.PIPE,
-        env={**environment, _DEV_CHILD: "1"},
+        env={**os.environ, _DEV_CHILD: "1"},
         start_new_session=True,  # Ctrl-C is ours to hand on
     )
 
@@ -288,7 +290,8 @@ def _settings(
     settings_type: type[Settings],
     config: Path | None,
     flags: Mapping[str, Mapping[str, object]],
-    environment: Mapping[str, str] = os.environ,
+    *,
+    foreign: frozenset[str],
 ) -> Settings:
     try:
         file = tomllib.loads(config.read_text()) if config is not None else {}
@@ -296,9 +299,10 @@ def _settings(
             settings_type,
             file=file,
             file_name=str(config),
-            environment=environment,
+            environment=os.environ,
             prefix=_PREFIX,
             flags=flags,
+            foreign=foreign,
         )
     except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
         raise GameNodeError(ErrorCode.INVALID_REQUEST, str(error)) from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gamenode.agent.conditions import ConditionSettings
 from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
 from gamenode.agent.session import SessionSettings
@@ -49,5 +50,6 @@ class AgentSettings:
     envs: EnvSettings = field(default_factory=EnvSettings)
     link: LinkSettings = field(default_factory=LinkSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
+    conditions: ConditionSettings = field(default_factory=ConditionSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     logs: UploaderSettings = field(default_factory=UploaderSettings)
