@@ -58,6 +58,9 @@ class SessionSettings:
     reconnect_most_s: float = 5.0
     reconnect_most_long_s: float = 15.0
     """The longest wait once the server has been away for longer than the heartbeat timeout."""
+    settled_s: float = 1.0
+    """A stream that lasted so long is replaced at once; one that broke sooner counts as a failure,
+    like one that never was."""
     reports_per_message_max: int = 500
 
 
@@ -147,6 +150,7 @@ class Session:
         failures = 0
         while True:
             retry_after_s = 0.0
+            begun_s = self._clock.monotonic_s()
             try:
                 if self._answer is None:
                     await self._register()
@@ -169,7 +173,8 @@ class Session:
                 )
                 if not error.transient:
                     self._answer = None
-            if self._clock.monotonic_s() - self._last_success_s < 1.0:
+            lasted_s = self._last_success_s - begun_s
+            if lasted_s >= self._settings.settled_s:
                 failures = min(failures, 1)
             await asyncio.sleep(max(retry_after_s, self._delay_s(failures)))
 

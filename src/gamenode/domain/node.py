@@ -90,6 +90,66 @@ class Link(StrEnum):
     LOST = "lost"
 
 
+class ConditionType(StrEnum):
+    """What an operator should know of a node (N3)."""
+
+    ENGINE_DOWN = "ENGINE_DOWN"
+    DISK_PRESSURE = "DISK_PRESSURE"
+    INODE_PRESSURE = "INODE_PRESSURE"
+    GPU_ERRORS = "GPU_ERRORS"
+    CLOCK_SKEW = "CLOCK_SKEW"
+    AGENT_TOO_OLD = "AGENT_TOO_OLD"
+    INVENTORY_SHRANK = "INVENTORY_SHRANK"
+    DUPLICATE_IDENTITY = "DUPLICATE_IDENTITY"
+
+
+BLOCKING: Final = frozenset(
+    {
+        ConditionType.ENGINE_DOWN,
+        ConditionType.DISK_PRESSURE,
+        ConditionType.INODE_PRESSURE,
+        ConditionType.GPU_ERRORS,
+        ConditionType.AGENT_TOO_OLD,
+        ConditionType.DUPLICATE_IDENTITY,
+    }
+)
+"""Conditions under which nothing new is placed on a node."""
+
+OF_THE_AGENT: Final = frozenset(
+    {
+        ConditionType.ENGINE_DOWN,
+        ConditionType.DISK_PRESSURE,
+        ConditionType.INODE_PRESSURE,
+        ConditionType.GPU_ERRORS,
+    }
+)
+"""Conditions that an agent sees and says with each heartbeat; the server sees the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """Something about a node, since when, and why."""
+
+    type: ConditionType
+    since: Instant
+    reason: str
+
+    @property
+    def blocks_placement(self) -> bool:
+        """Whether nothing new is placed on the node meanwhile."""
+        return self.type in BLOCKING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePatch:
+    """What an operator changes of a node; None leaves a field as it is (N2)."""
+
+    display_name: str | None = None
+    note: str | None = None
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    """Labels to set; None removes one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """What a Register opened: who speaks, under which durable number (rule RL3)."""
@@ -153,6 +213,8 @@ class Heartbeat:
     session_id: str = ""
     sent_at: Instant | None = None
     round_trip_s: float | None = None
+    conditions: Mapping[ConditionType, str] = field(default_factory=dict)
+    """What holds on the node now, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +252,18 @@ class Node:
     step_runtimes: frozenset[str]
     labels: Mapping[str, str]
     note: str
+    conditions: tuple[Condition, ...]
     inventory: Inventory
     registered_at: Instant
+    heartbeat_latency_s: float | None = None
+    """The last round trip that the agent measured."""
+    clock_skew_s: float | None = None
+    """How far the node's clock is ahead of the server's."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a condition keeps new work away."""
+        return any(condition.blocks_placement for condition in self.conditions)
 
     @property
     def simple(self) -> bool:

@@ -217,6 +217,7 @@ class Server:
         stop_s = self._settings.server.stop_s_max
         self._nodes.close_all(Closed(reason=CloseReason.SHUTDOWN, message="the server is stopping"))
         await self._feed.close()
+        self._streamer.end_followers()
         self._http.should_exit = True
         await asyncio.gather(self._rpc.stop(stop_s / 2), self._http_ended())
         await self._supervisor.close()

@@ -36,6 +36,8 @@ from gamenode.domain.event import Event
 from gamenode.domain.inventory import Hardware, Inventory, Network, Software
 from gamenode.domain.log import AppendAnswer, LogKey, LogLine, LogPosition
 from gamenode.domain.node import (
+    OF_THE_AGENT,
+    ConditionType,
     Heartbeat,
     HeartbeatResult,
     Maintenance,
@@ -109,6 +111,9 @@ _CLOSE_REASON: Final = {
     pb.CLOSE_REASON_PROTOCOL: CloseReason.PROTOCOL,
 }
 _CLOSE_REASON_OUT: Final = {domain: wire for wire, domain in _CLOSE_REASON.items()}
+
+
+_AGENT_CONDITIONS: Final = frozenset(str(kind) for kind in OF_THE_AGENT)
 
 
 def _instant(nanoseconds: int) -> Instant | None:
@@ -202,6 +207,11 @@ def decode_heartbeat(request: pb.HeartbeatRequest) -> Heartbeat:
         session_id=request.session_id,
         sent_at=_instant(request.timestamp),
         round_trip_s=request.round_trip_s if request.HasField("round_trip_s") else None,
+        conditions={
+            ConditionType(condition.type): condition.reason
+            for condition in request.conditions
+            if condition.type in _AGENT_CONDITIONS
+        },
     )
 
 
@@ -212,6 +222,10 @@ def encode_heartbeat(heartbeat: Heartbeat) -> pb.HeartbeatRequest:
         session_id=heartbeat.session_id,
         timestamp=heartbeat.sent_at or 0,
         round_trip_s=heartbeat.round_trip_s,
+        conditions=[
+            pb.NodeCondition(type=kind, reason=reason)
+            for kind, reason in heartbeat.conditions.items()
+        ],
     )
 
 

@@ -60,6 +60,15 @@ class StateChange(Struct, frozen=True, kw_only=True):
     remaining: int | None
 
 
+class NodeChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to change of a node; what is absent stays."""
+
+    display_name: Annotated[Text, Meta(max_length=128)] | None = None
+    note: Annotated[Text, Meta(max_length=4096)] | None = None
+    labels: Mapping[str, str | None] = {}
+    """Labels to set; null removes one."""
+
+
 class StateChangeList(Struct, frozen=True, kw_only=True):
     """A node's state changes, newest first."""
 
@@ -356,8 +365,8 @@ def encode_node(node: nodes.Node) -> Node:
         online=node.online,
         online_since=_time_or_null(node.online_since),
         last_heartbeat_at=_time_or_null(node.last_heartbeat_at),
-        heartbeat_latency_s=None,
-        clock_skew_s=None,
+        heartbeat_latency_s=node.heartbeat_latency_s,
+        clock_skew_s=node.clock_skew_s,
         link=NodeLink(state=node.link, since=_time_or_null(node.link_since), cause=node.link_cause),
         state=node.maintenance,
         state_change=_encode_state_change(node.state_change),
@@ -365,7 +374,15 @@ def encode_node(node: nodes.Node) -> Node:
         agent_version=node.agent_version,
         labels=node.labels,
         note=node.note,
-        conditions=(),
+        conditions=[
+            NodeCondition(
+                type=condition.type,
+                since=encode_time(condition.since),
+                reason=condition.reason,
+                blocks_placement=condition.blocks_placement,
+            )
+            for condition in node.conditions
+        ],
         inventory_version=None,
         registered_at=encode_time(node.registered_at),
     )

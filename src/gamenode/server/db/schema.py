@@ -70,6 +70,26 @@ nodes: Final = Table(
     Column("registered_at", BigInteger, nullable=False),
 )
 
+node_conditions: Final = Table(
+    "node_conditions",
+    metadata,
+    Column("node_id", String(63), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    PrimaryKeyConstraint("node_id", "type"),
+)
+
+removed_nodes: Final = Table(
+    "removed_nodes",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("session_epoch", BigInteger, nullable=False),
+    Column("removed_at", BigInteger, nullable=False),
+    Column("removed_by", Text, nullable=False),
+    comment="A removed node's agent does not come back by itself; its epochs are not used again.",
+)
+
 state_changes: Final = Table(
     "state_changes",
     metadata,

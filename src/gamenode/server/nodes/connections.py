@@ -157,6 +157,7 @@ class Liveness:
     """Since when its stream is broken, by the monotonic clock; None while it stands."""
     flushed_at: Instant | None = None
     round_trip_s: float | None = None
+    clock_skew_s: float | None = None
 
 
 class ConnectionManager:
@@ -197,6 +198,10 @@ class ConnectionManager:
     def get(self, node_id: str) -> Liveness | None:
         """Return what is known of a node."""
         return self._nodes.get(node_id)
+
+    def drop(self, node_id: str) -> Liveness | None:
+        """Forget a node; return what was known of it."""
+        return self._nodes.pop(node_id, None)
 
     def every(self) -> Iterable[tuple[str, Liveness]]:
         """Return every node that was heard of."""

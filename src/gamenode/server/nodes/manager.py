@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,12 +13,15 @@ from gamenode.domain.command import Closed, CloseReason, Statement
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
+    OF_THE_AGENT,
+    ConditionType,
     Drain,
     Heartbeat,
     HeartbeatResult,
     Link,
     Maintenance,
     Node,
+    NodePatch,
     Registration,
     RegistrationAnswer,
     Session,
@@ -25,7 +29,7 @@ from gamenode.domain.node import (
 )
 from gamenode.domain.placement import Candidate
 from gamenode.domain.selector import Lookup, Selector
-from gamenode.lib.clock import Clock, Instant
+from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 from gamenode.lib.ids import Ids
 from gamenode.server.nodes.connections import AgentConnection, ConnectionManager, Liveness
 from gamenode.server.nodes.service import GameNodeService, not_found, values_of
@@ -49,6 +53,10 @@ class NodeSettings:
     """How many words may wait for an agent that does not read."""
     log_chunk_bytes_max: int = 1024 * 1024
     pipelines_per_node_max: int = 256
+    clock_skew_s_max: float = 5.0
+    """A node whose clock is further off has the condition CLOCK_SKEW."""
+    agent_version_min: str = "0.1.0"
+    """A node whose agent is older has the condition AGENT_TOO_OLD."""
 
 
 class NodeManager:
@@ -110,6 +118,11 @@ class NodeManager:
             and registration.boot_id
             and standing.boot_id not in ("", registration.boot_id)
         ):
+            known_node = self._nodes[node_id]
+            holding = {found.type: found.reason for found in known_node.conditions}
+            holding[ConditionType.DUPLICATE_IDENTITY] = "another host registers as this node"
+            await self._service.set_conditions(node_id, holding, now=self._clock.now())
+            await self._refresh(node_id)
             raise GameNodeError(
                 ErrorCode.CONFLICT,
                 f"another host is connected as node {node_id}",
@@ -120,7 +133,7 @@ class NodeManager:
         outcome = await self._service.register(registration, session_id=self._ids.new(), now=now)
         self._remember(await self._service.get(node_id))
         # A later registration may have been faster; then nothing is heard of this one any more.
-        if self._nodes[node_id].session_epoch == outcome.session.epoch:
+        if self._is_current(outcome.session):
             before = self._connections.get(node_id)
             self._connections.heard(outcome.session)
             if before is not None and before.connection is not None:
@@ -161,19 +174,23 @@ class NodeManager:
             )
         known = self._connections.heard(_session(node), online=node.online)
         known.round_trip_s = beat.round_trip_s
+        if beat.sent_at is not None:
+            one_way_s = (beat.round_trip_s or 0.0) / 2
+            known.clock_skew_s = (beat.sent_at - known.heard_at) / NANOSECONDS_PER_S + one_way_s
         if not known.online:
             await self._set_online(known, "heartbeat")
         change = node.state_change
-        if node.simple and change is not None and change.confirmed_at is None:
-            try:
+        try:
+            await self._note_conditions(node, beat, known.clock_skew_s)
+            if node.simple and change is not None and change.confirmed_at is None:
                 await self.states.seen(change)
-            except GameNodeError as error:
-                # It is asked again with the next heartbeat; this one counts all the same (RL5).
-                _log.warning(
-                    "a state's confirmation was not written down: %s",
-                    error,
-                    extra={"event": "node.confirmation_unwritten", "node_id": node.id},
-                )
+        except GameNodeError as error:
+            # The next heartbeat says it again, and this one counts all the same (RL5).
+            _log.warning(
+                "what came with a heartbeat was not written down: %s",
+                error,
+                extra={"event": "node.heartbeat_unwritten", "node_id": node.id},
+            )
         return HeartbeatResult(
             counted=True, maintenance=node.maintenance, state_version=node.state_version
         )
@@ -271,6 +288,20 @@ class NodeManager:
         if change is not None and wait_s > 0:
             await self.states.wait_confirmed(node_id, change.version, wait_s)
         return await self.get(node_id)
+
+    async def describe(self, node_id: str, patch: NodePatch, *, by: Actor) -> Node:
+        """Change a node's display name, note and labels (N2)."""
+        await self._service.describe(node_id, patch, by=by, now=self._clock.now())
+        await self._refresh(node_id)
+        return await self.get(node_id)
+
+    def forget(self, node_id: str, reason: str) -> None:
+        """Let go of a node that was removed; its agent is told so and does not come back."""
+        known = self._connections.drop(node_id)
+        self._nodes.pop(node_id, None)
+        self._values.pop(node_id, None)
+        if known is not None and known.connection is not None:
+            known.connection.close(Closed(reason=CloseReason.REGISTER_AGAIN, message=reason))
 
     async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
         """Return a node's newest state changes, newest first.
@@ -372,6 +403,7 @@ class NodeManager:
                 connected=self._connections.connection(node_id) is not None,
                 simple=node.simple,
                 maintenance=node.maintenance,
+                blocked=node.blocked,
                 values=self._values[node_id],
                 env_names=node.env_names,
                 load=loads.get(node_id, 0),
@@ -387,6 +419,10 @@ class NodeManager:
 
     def _is_newest(self, node: Node, session_id: str) -> bool:
         return session_id == node.session_id or (not session_id and node.simple)
+
+    def _is_current(self, session: Session) -> bool:
+        node = self._nodes.get(session.node_id)  # it may have been removed meanwhile
+        return node is not None and node.session_epoch == session.epoch
 
     def _remember(self, node: Node) -> None:
         """Take over what was read of a node, but for what memory knows better."""
@@ -416,14 +452,54 @@ class NodeManager:
         known = self._connections.get(node.id)
         if known is None or known.session.epoch != node.session_epoch:
             return node
-        return replace(node, last_heartbeat_at=known.heard_at)
+        return replace(
+            node,
+            last_heartbeat_at=known.heard_at,
+            heartbeat_latency_s=known.round_trip_s,
+            clock_skew_s=known.clock_skew_s,
+        )
+
+    async def _note_conditions(
+        self, node: Node, beat: Heartbeat, clock_skew_s: float | None
+    ) -> None:
+        """Write down what has come or gone; not one row a heartbeat."""
+        holding = {
+            condition.type: condition.reason
+            for condition in node.conditions
+            if condition.type not in OF_THE_AGENT
+        }
+        holding.update(beat.conditions)
+        _judge(
+            holding,
+            ConditionType.CLOCK_SKEW,
+            f"its clock is {clock_skew_s or 0.0:+.1f} s off the server's",
+            holds=abs(clock_skew_s or 0.0) > self._settings.clock_skew_s_max,
+        )
+        _judge(
+            holding,
+            ConditionType.AGENT_TOO_OLD,
+            f"its agent is {node.agent_version}; {self._settings.agent_version_min} is needed",
+            holds=bool(node.agent_version)
+            and _version(node.agent_version) < _version(self._settings.agent_version_min),
+        )
+        holding.pop(ConditionType.DUPLICATE_IDENTITY, None)
+        if holding.keys() != {condition.type for condition in node.conditions}:
+            await self._service.set_conditions(node.id, holding, now=self._clock.now())
+            await self._refresh(node.id)
 
     async def _set_online(self, known: Liveness, cause: str) -> None:
         now = self._clock.now()
         link = Link.CONNECTED if known.connection is not None else Link.LOST
         if await self._flip(known, online=True, cause=cause, link=link, now=now):
             known.online = True
-            self._patch(known.session.node_id, online=True, online_since=now)
+            self._patch(
+                known.session.node_id,
+                online=True,
+                online_since=now,
+                link=link,
+                link_since=now,
+                link_cause=cause,
+            )
             self._announce()
 
     async def _set_offline(self, known: Liveness, cause: str) -> None:
@@ -471,10 +547,7 @@ class NodeManager:
             )
             return False
         # A newer session says for itself what it is.
-        return (
-            self._connections.get(session.node_id) is known
-            and self._nodes[session.node_id].session_epoch == session.epoch
-        )
+        return self._connections.get(session.node_id) is known and self._is_current(session)
 
     async def _set_link(self, connection: AgentConnection, link: Link, cause: str) -> None:
         now: Instant = self._clock.now()
@@ -496,7 +569,7 @@ class NodeManager:
                 error,
                 extra={"event": "node.link_unwritten", "node_id": connection.node_id},
             )
-        if current and self._nodes[connection.node_id].session_epoch == connection.session.epoch:
+        if current and self._is_current(connection.session):
             self._patch(connection.node_id, link=link, link_since=now, link_cause=cause)
 
     def _patch(self, node_id: str, **changes: object) -> None:
@@ -507,6 +580,19 @@ class NodeManager:
     def _announce(self) -> None:
         for callback in self._changed:
             callback()
+
+
+def _judge(
+    holding: dict[ConditionType, str], kind: ConditionType, reason: str, *, holds: bool
+) -> None:
+    if holds:
+        holding.setdefault(kind, reason)
+    else:
+        holding.pop(kind, None)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
 def _lookup(values: Mapping[str, Sequence[str]]) -> Lookup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -10,15 +11,17 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.access import SYSTEM, Actor, ActorKind, Role
 from gamenode.domain.audit import AuditEntry, AuditOutcome
-from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.errors import ErrorCode, GameNodeError, Violation
 from gamenode.domain.event import EventType, NewEvent
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
+    ConditionType,
     Drain,
     DrainThen,
     Link,
     Maintenance,
     Node,
+    NodePatch,
     Registration,
     RegistrationOutcome,
     Session,
@@ -33,6 +36,9 @@ from gamenode.server.nodes import store
 
 EPOCHS_PER_GENERATION: Final = 1 << 32
 """A session's epoch counts below its database's generation, so a restored one never repeats any."""
+_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9_])?")
+_LABEL_LENGTH_MAX: Final = 256
+_LABELS_MAX: Final = 64
 
 
 def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
@@ -101,7 +107,14 @@ class GameNodeService:
         def record(conn: Connection) -> RegistrationOutcome:
             row = store.lock(conn, node_id)
             if row is None:
-                epoch = base + 1
+                removed = store.removed(conn, node_id)
+                if removed is not None and registration.last_session_epoch:
+                    raise GameNodeError(
+                        ErrorCode.CONFLICT,
+                        f"node {node_id} was removed by {removed.removed_by}",
+                        hint="an agent with an empty data folder may join under this id again",
+                    )
+                epoch = max(base, removed.session_epoch if removed is not None else 0) + 1
                 store.insert_registered(
                     conn, registration, session_id=session_id, epoch=epoch, now=now
                 )
@@ -327,6 +340,82 @@ class GameNodeService:
 
         await self._db.write(record)
 
+    # What operators say, and what holds
+
+    async def describe(self, node_id: str, patch: NodePatch, *, by: Actor, now: Instant) -> None:
+        """Change a node's display name, note and labels (N2).
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; INVALID_REQUEST for a label that the host owns, or that
+                is none.
+        """
+        _check_labels(patch.labels)
+
+        def record(conn: Connection) -> None:
+            row = store.lock(conn, node_id)
+            if row is None:
+                raise not_found(node_id)
+            labels = {key: value for key, value in row.labels.items() if key not in patch.labels}
+            labels.update({key: value for key, value in patch.labels.items() if value is not None})
+            values: dict[str, object] = {"labels": labels}
+            if patch.display_name is not None:
+                values["display_name"] = patch.display_name or node_id
+            if patch.note is not None:
+                values["note"] = patch.note
+            store.set_described(conn, node_id, values)
+            changed = {
+                name: str(value) for name, value in values.items() if value != getattr(row, name)
+            }
+            _append(conn, EventType.NODE_UPDATED, node_id, now, data={**changed, "by": by.name})
+            audit.append(
+                conn,
+                AuditEntry(
+                    at=now,
+                    actor=by,
+                    action="node.update",
+                    target=node_id,
+                    before=str({name: getattr(row, name) for name in changed}),
+                    after=str(changed),
+                ),
+            )
+
+        await self._db.write(record)
+
+    async def set_conditions(
+        self, node_id: str, holding: Mapping[ConditionType, str], *, now: Instant
+    ) -> None:
+        """Write down which conditions hold; an event for each that comes or goes (N3)."""
+
+        def record(conn: Connection) -> None:
+            node = store.get(conn, node_id)
+            if node is None:
+                return
+            before = {condition.type for condition in node.conditions}
+            for kind in before - holding.keys():
+                store.clear_condition(conn, node_id, kind)
+                _append(
+                    conn,
+                    EventType.NODE_CONDITION,
+                    node_id,
+                    now,
+                    status="cleared",
+                    message=f"{kind} is over",
+                    data={"type": kind},
+                )
+            for kind in holding.keys() - before:
+                store.set_condition(conn, node_id, kind, holding[kind], now=now)
+                _append(
+                    conn,
+                    EventType.NODE_CONDITION,
+                    node_id,
+                    now,
+                    status="holds",
+                    message=holding[kind],
+                    data={"type": kind},
+                )
+
+        await self._db.write(record)
+
     async def update_inventory(self, node_id: str, inventory: Inventory, *, now: Instant) -> None:
         """Replace what is known of a node's parts; an event says so if it differs.
 
@@ -343,6 +432,53 @@ class GameNodeService:
                 _append(conn, EventType.NODE_INVENTORY_CHANGED, node_id, now)
 
         await self._db.write(record)
+
+
+def remove_node(conn: Connection, node_id: str, *, by: Actor, reason: str, now: Instant) -> None:
+    """Remove a node, within the transaction of a service that knows that nothing runs on it (N1).
+
+    Raises:
+        GameNodeError: NODE_NOT_FOUND.
+    """
+    row = store.lock(conn, node_id)
+    if row is None:
+        raise not_found(node_id)
+    store.remove(conn, node_id, epoch=row.session_epoch, by=by.name, now=now)
+    _append(conn, EventType.NODE_REMOVED, node_id, now, message=reason, data={"by": by.name})
+    audit.append(
+        conn,
+        AuditEntry(at=now, actor=by, action="node.remove", target=node_id, reason=reason),
+    )
+
+
+def _check_labels(labels: Mapping[str, str | None]) -> None:
+    problems = []
+    for key, value in labels.items():
+        if key.startswith("host/"):
+            problems.append(Violation(field=f"labels.{key}", reason="is set by the host itself"))
+        elif not _LABEL.fullmatch(key):
+            problems.append(
+                Violation(
+                    field=f"labels.{key}",
+                    reason="is no label",
+                    advice="use 1 to 63 letters, digits, dots, dashes, underscores and slashes",
+                )
+            )
+        elif value is not None and (len(value) > _LABEL_LENGTH_MAX or not value.isprintable()):
+            problems.append(
+                Violation(
+                    field=f"labels.{key}",
+                    reason=f"must be at most {_LABEL_LENGTH_MAX} printable characters",
+                )
+            )
+    if len(labels) > _LABELS_MAX:
+        problems.append(Violation(field="labels", reason=f"more than {_LABELS_MAX} at once"))
+    if problems:
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            "; ".join(f"{problem.field} {problem.reason}" for problem in problems),
+            violations=problems,
+        )
 
 
 def _record_change(

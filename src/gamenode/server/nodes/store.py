@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, exists, insert, or_, select, update
+from sqlalchemy import Connection, Row, delete, exists, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
+    Condition,
+    ConditionType,
     Drain,
     DrainThen,
     Link,
@@ -26,6 +28,8 @@ from gamenode.server.db import schema
 
 _nodes: Final = schema.nodes.c
 _changes: Final = schema.state_changes.c
+_conditions: Final = schema.node_conditions.c
+_removed: Final = schema.removed_nodes.c
 
 
 def get(conn: Connection, node_id: str) -> Node | None:
@@ -33,7 +37,8 @@ def get(conn: Connection, node_id: str) -> Node | None:
     row = conn.execute(select(schema.nodes).where(_nodes.id == node_id)).first()
     if row is None:
         return None
-    return _node(row, newest_change(conn, node_id, row.state_version))
+    found = conn.execute(select(schema.node_conditions).where(_conditions.node_id == node_id)).all()
+    return _node(row, newest_change(conn, node_id, row.state_version), found)
 
 
 def lock(conn: Connection, node_id: str) -> Row[Any] | None:
@@ -51,8 +56,11 @@ def every(conn: Connection) -> list[Node]:
             )
         )
     }
+    conditions: dict[str, list[Row[Any]]] = {}
+    for row in conn.execute(select(schema.node_conditions)):
+        conditions.setdefault(row.node_id, []).append(row)
     rows = conn.execute(select(schema.nodes).order_by(_nodes.id))
-    return [_node(row, changes.get(row.id)) for row in rows]
+    return [_node(row, changes.get(row.id), conditions.get(row.id, ())) for row in rows]
 
 
 def newest_change(conn: Connection, node_id: str, version: int) -> StateChange | None:
@@ -297,6 +305,47 @@ def set_last_heartbeats(conn: Connection, beats: Sequence[tuple[str, Instant]]) 
         conn.execute(update(schema.nodes).where(_nodes.id == node_id).values(last_heartbeat_at=at))
 
 
+def set_condition(
+    conn: Connection, node_id: str, kind: ConditionType, reason: str, *, now: Instant
+) -> None:
+    """Note that a condition holds from now on."""
+    conn.execute(
+        insert(schema.node_conditions).values(node_id=node_id, type=kind, reason=reason, since=now)
+    )
+
+
+def clear_condition(conn: Connection, node_id: str, kind: ConditionType) -> None:
+    """Note that a condition does not hold any more."""
+    conn.execute(
+        delete(schema.node_conditions).where(
+            _conditions.node_id == node_id, _conditions.type == kind
+        )
+    )
+
+
+def set_described(conn: Connection, node_id: str, values: Mapping[str, object]) -> None:
+    """Change what operators say of a node."""
+    conn.execute(update(schema.nodes).where(_nodes.id == node_id).values(**values))
+
+
+def remove(conn: Connection, node_id: str, *, epoch: int, by: str, now: Instant) -> None:
+    """Drop a node and what belongs to it; remember that its agent must not come back."""
+    for table in (schema.node_conditions, schema.state_changes):
+        conn.execute(delete(table).where(table.c.node_id == node_id))
+    conn.execute(delete(schema.nodes).where(_nodes.id == node_id))
+    conn.execute(delete(schema.removed_nodes).where(_removed.id == node_id))
+    conn.execute(
+        insert(schema.removed_nodes).values(
+            id=node_id, session_epoch=epoch, removed_at=now, removed_by=by
+        )
+    )
+
+
+def removed(conn: Connection, node_id: str) -> Row[Any] | None:
+    """Return who removed a node, and its last epoch; None for one that never was."""
+    return conn.execute(select(schema.removed_nodes).where(_removed.id == node_id)).first()
+
+
 def set_inventory(conn: Connection, node_id: str, inventory: Inventory) -> bool:
     """Replace what is known of a node's parts."""
     return _changed(
@@ -345,7 +394,7 @@ def _change(row: Row[Any]) -> StateChange:
     )
 
 
-def _node(row: Row[Any], state_change: StateChange | None) -> Node:
+def _node(row: Row[Any], state_change: StateChange | None, conditions: Sequence[Row[Any]]) -> Node:
     host_labels = {f"host/{key}": value for key, value in row.host_labels.items()}
     return Node(
         id=row.id,
@@ -368,6 +417,10 @@ def _node(row: Row[Any], state_change: StateChange | None) -> Node:
         step_runtimes=frozenset(row.step_runtimes),
         labels={**row.labels, **host_labels},
         note=row.note,
+        conditions=tuple(
+            Condition(type=ConditionType(found.type), since=found.since, reason=found.reason)
+            for found in sorted(conditions, key=lambda found: str(found.type))
+        ),
         inventory=msgspec.convert(row.inventory, Inventory),
         registered_at=row.registered_at,
     )

@@ -106,14 +106,24 @@ class PipelineManager:
             pipeline_id, reason=reason, force=force, by=by, now=self._clock.now()
         )
 
+    async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
+        """Remove a node; its agent is told so."""
+        await self._service.remove_node(
+            node_id, force=force, reason=reason, by=by, now=self._clock.now()
+        )
+        self._nodes.forget(node_id, f"node {node_id} was removed")
+
     async def wait_ended(self, pipeline_id: str, timeout_s: float) -> Pipeline:
-        """Return a pipeline as soon as it has ended, or as it is when the time is up."""
+        """Return a pipeline as soon as it has ended, or as it is when the time is up.
+
+        A server that stops gives its answers: the time is up then.
+        """
         deadline_s = self._clock.monotonic_s() + min(timeout_s, self._settings.wait_s_max)
         with self._feed.watch(pipeline_id) as watch:
             while True:
                 pipeline = await self._service.get(pipeline_id)
                 left_s = deadline_s - self._clock.monotonic_s()
-                if pipeline.status.terminal or left_s <= 0:
+                if pipeline.status.terminal or left_s <= 0 or self._feed.closed:
                     return pipeline
                 await watch.changed(left_s)
 

@@ -349,6 +349,34 @@ class GamePipelineGRPCService:
 
         return await self._db.write(record)
 
+    async def remove_node(
+        self, node_id: str, *, force: bool, reason: str, by: Actor, now: Instant
+    ) -> None:
+        """Remove a node that runs nothing; with `force` what it runs ends here as NODE_LOST (N1).
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; CONFLICT while something is bound to it.
+        """
+
+        def record(conn: Connection) -> None:
+            node = nodes.lock_node(conn, node_id)
+            if node is None:
+                raise nodes.not_found(node_id)
+            bound = store.bound(conn, node_id)
+            if bound and not force:
+                raise GameNodeError(
+                    ErrorCode.CONFLICT,
+                    f"{len(bound)} pipelines are bound to node {node_id}",
+                    hint="disable it first, or --force: what it runs may go on there",
+                )
+            for pipeline in bound:
+                row = store.lock(conn, pipeline.dispatch.pipeline_id)
+                assert row is not None
+                _end_refused(conn, row, Reason.NODE_LOST, "its node was removed", now)
+            nodes.remove_node(conn, node_id, by=by, reason=reason, now=now)
+
+        await self._db.write(record)
+
     async def apply(
         self,
         reports: Sequence[Report],
