@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gamenode.agent.inventory.collector import CollectorSettings
+from gamenode.agent.inventory_reporter import ReporterSettings
 from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
 from gamenode.agent.session import SessionSettings
@@ -19,6 +21,8 @@ class HostSettings:
     server: str = "127.0.0.1:9090"
     node_id: str = ""
     """Empty: the host's name."""
+    node_type: str = ""
+    """`physical`, `virtual` or `container`. Empty: what the host looks like."""
     data: Path = Path("/var/lib/gamenode-agent")
     runtime: str = "auto"
     """`docker`, `process`, or `auto`: docker where an engine answers, else process."""
@@ -46,3 +50,5 @@ class AgentSettings:
     session: SessionSettings = field(default_factory=SessionSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     logs: UploaderSettings = field(default_factory=UploaderSettings)
+    inventory: ReporterSettings = field(default_factory=ReporterSettings)
+    collector: CollectorSettings = field(default_factory=CollectorSettings)
