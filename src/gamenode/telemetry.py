@@ -8,6 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
+from gamenode.domain.errors import GameNodeError
+
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -22,6 +24,12 @@ def set_up_logging(level: str, *, stream: TextIO | None = None) -> None:
     # Each says at INFO what we say ourselves, or nothing of use.
     for noisy in ("uvicorn", "grpc", "asyncio", "alembic", "aiohttp"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_unexpected)
+
+
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Return False for an answer that broke off with an error of ours: that is how it is said."""
+    return not (record.exc_info and isinstance(record.exc_info[1], GameNodeError))
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:

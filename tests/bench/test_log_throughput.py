@@ -37,7 +37,7 @@ OUTPUT_BYTES = 600 * 1000 * 1000
 
 
 def report(line: str) -> None:
-    print(f"\n{line}")  # noqa: T201 - a benchmark's result
+    print(f"\n{line}")
 
 
 def test_framing_and_stripping() -> None:

@@ -146,6 +146,20 @@ async def test_followers_see_every_byte_once_and_in_order_while_chunks_come(setu
         assert seen == setup.log
 
 
+async def test_a_stopping_server_breaks_followers_off_and_never_ends_a_log_that_goes_on(
+    setup: Setup,
+) -> None:
+    await setup.print(b"first\n")
+    async with aclosing(setup.manager.read(KEY, START, follow=True)) as slices:
+        seen = (await anext(slices)).data
+        setup.streamer.end_followers()
+        with pytest.raises(GameNodeError) as broken:
+            await anext(slices)
+    assert broken.value.code is ErrorCode.UNAVAILABLE
+    await setup.end()
+    assert seen == setup.log == await setup.read(follow=True)  # a whole log has its own end
+
+
 async def test_one_stalled_reader_stops_none_of_a_hundred(setup: Setup) -> None:
     await setup.print(b"first\n")
     stalled = setup.manager.read(KEY, START, follow=True)
@@ -177,6 +191,37 @@ async def test_following_ends_with_a_step_that_gave_no_length(
     await asyncio.sleep(0.01)
     setup.finished = True  # nobody tells: the sweep finds it
     assert await following == setup.log
+
+
+async def test_bytes_that_come_just_before_the_end_are_followed(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def finished_after_a_last_line(key: LogKey) -> bool:
+        if b"last" not in setup.log:
+            await setup.print(b"last\n")
+        return key == KEY
+
+    monkeypatch.setattr(setup, "is_finished", finished_after_a_last_line)
+    assert b"last" in await setup.read(follow=True)
+
+
+async def test_following_ends_at_once_when_the_log_is_complete(setup: Setup) -> None:
+    streamer = LogStreamer(
+        setup.service,
+        LogFiles(setup.folder),
+        clock=SystemClock(),
+        settings=StreamerSettings(sweep_s=60.0, incomplete_s=60.0),
+    )
+    await setup.print(b"hello\n")
+
+    async def follow() -> bytes:
+        return b"".join([p.data async for p in streamer.follow(KEY, START, setup.is_finished)])
+
+    following = asyncio.create_task(follow())
+    await asyncio.sleep(0.01)
+    await setup.end()
+    assert await following == await follow() == setup.log
+    streamer.close()
 
 
 async def test_following_waits_for_the_rest_of_a_log_and_not_for_ever(setup: Setup) -> None:

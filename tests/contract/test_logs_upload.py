@@ -66,6 +66,9 @@ class Setup:
     def stored(self) -> bytes:
         return self.log_file.read_bytes()
 
+    def stored_bytes(self) -> int:
+        return self.log_file.stat().st_size if self.log_file.exists() else 0
+
     def spool_files(self) -> list[Path]:
         return sorted(path for path in self.spool_folder.rglob("*") if path.is_file())
 
@@ -157,8 +160,9 @@ async def test_no_byte_is_lost_or_doubled_when_agents_restart(
         agent = setup.agent(LossyLink(setup.server, random, loss_ratio=0.1))
         agent.begin(KEY, output.source)
         agent.begin(KEY, output.source)
-        for _ in range(random.randrange(200)):
-            await asyncio.sleep(0)
+        # Somewhere in what was printed last; less than that is sure to come, frames included.
+        target = setup.stored_bytes() + random.randrange(12_000)
+        await until(lambda target=target: setup.stored_bytes() >= target)  # type: ignore[misc]
         await agent.close()
         lose(setup, loss, random)
     output.end()

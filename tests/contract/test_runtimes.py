@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,17 +17,21 @@ from tests.support.runtimes import (
     FakeRuntimeHost,
     ProcessRuntimeHost,
     RuntimeHost,
+    ShellHost,
+    commands_with,
     ends,
     first_block,
     new_run,
     opened,
+    until_ended,
+    until_printed,
     whole_log,
 )
 
 from gamenode.agent.runtime import Ended, Running, Runtime, StartError
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import LogPosition, LogStream
-from gamenode.domain.pipeline import Reason
+from gamenode.domain.pipeline import ContainerSpec, Reason, Ulimit
 
 
 @pytest.fixture(
@@ -157,12 +164,8 @@ async def test_an_end_without_an_agent_is_found_later(host: RuntimeHost) -> None
     first = host.runtime()
     await first.start(run, host.step(lasts_s=0.2, exit_code=5), service=False)
     await first.close()
-    async with opened(host) as second, asyncio.timeout(20.0):
-        while isinstance(await second.find(run), Running):
-            await asyncio.sleep(0.02)
-        end = await second.find(run)
-        assert isinstance(end, Ended)
-        assert end.exit_code == 5
+    async with opened(host) as second:
+        assert (await until_ended(second, run)).exit_code == 5
 
 
 async def test_a_cancelled_wait_has_no_effect(host: RuntimeHost, runtime: Runtime) -> None:
@@ -256,3 +259,203 @@ async def test_a_run_is_removed_only_when_it_has_ended(host: RuntimeHost, runtim
     await runtime.remove(run)  # safe to repeat
     assert await runtime.find(run) is None
     assert await runtime.runs() == {}
+
+
+@pytest.fixture(
+    params=["process", "process-in-sessions", pytest.param("docker", marks=pytest.mark.docker)]
+)
+def real_host(request: pytest.FixtureRequest, tmp_path: Path) -> ShellHost:
+    """Return a host that runs what it is given."""
+    if request.param == "docker":
+        engine: Engine = request.getfixturevalue("engine")
+        return engine.host(node_id=f"node-{uuid.uuid4()}")
+    return ProcessRuntimeHost(tmp_path / "runs", groups=request.param == "process")
+
+
+async def printed_by(host: ShellHost, container: ContainerSpec) -> tuple[bytes, Ended]:
+    """Run `container` and return what it printed, and its end."""
+    run = new_run()
+    async with opened(host) as runtime:
+        await runtime.start(run, replace(container, image=host.image), service=False)
+        end = await ends(runtime, run)
+        return (await whole_log(runtime, run)).get(LogStream.STDOUT, b""), end
+
+
+async def test_arguments_reach_the_step_as_they_are(real_host: ShellHost) -> None:
+    args = ("$(touch x)", "a  b", "*", "-n", "", "'", '"', "\\", "`id`", "${HOME}", "\n", "ü")
+    step = ContainerSpec(command=("printf", "<%s>", *args))
+    printed, _ = await printed_by(real_host, step)
+    assert printed.decode() == "".join(f"<{arg}>" for arg in args)
+
+
+async def test_the_entrypoint_comes_before_the_command(real_host: ShellHost) -> None:
+    step = ContainerSpec(entrypoint=("printf", "%s-"), command=("a", "b"))
+    assert (await printed_by(real_host, step))[0] == b"a-b-"
+
+
+async def test_commands_stop_at_the_first_failure(real_host: ShellHost) -> None:
+    step = ContainerSpec(commands=("X=1", "echo $X", "(exit 3)", "echo never"))
+    printed, end = await printed_by(real_host, step)
+    assert (printed, end.exit_code) == (b"1\n", 3)
+
+
+async def test_a_step_sees_its_own_environment_and_not_the_agents(
+    real_host: ShellHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GAMENODE_TOKEN", "secret")
+    awkward = "a b\n$HOME 'x' \"y\" = \\"
+    step = ContainerSpec(command=("env",), environment={"MINE": "yes", "AWKWARD": awkward})
+    printed, _ = await printed_by(real_host, step)
+    assert b"MINE=yes\n" in printed
+    assert f"AWKWARD={awkward}\n".encode() in printed
+    assert b"PATH=" in printed
+    assert b"secret" not in printed
+    assert b"GAMENODE" not in printed
+
+
+async def test_a_command_that_is_not_there_is_named(real_host: ShellHost) -> None:
+    run = new_run()
+    step = ContainerSpec(image=real_host.image, command=("no-such-program",))
+    async with opened(real_host) as runtime:
+        try:
+            await runtime.start(run, step, service=False)
+        except StartError as error:
+            reason, message = error.reason, error.message
+        else:
+            end = await ends(runtime, run)
+            reason, message = end.reason, end.message
+            assert end.exit_code == 127
+    assert reason in {Reason.START_FAILED, Reason.EXIT_CODE}
+    assert "no-such-program" in message
+
+
+async def test_a_working_dir_and_limits_are_honoured(real_host: ShellHost) -> None:
+    step = ContainerSpec(
+        commands=("pwd", "ulimit -n", "ulimit -Hn"),
+        working_dir="/tmp",
+        ulimits=(Ulimit(name="nofile", soft=123, hard=456),),
+    )
+    assert (await printed_by(real_host, step))[0] == b"/tmp\n123\n456\n"
+
+
+async def test_a_step_runs_as_its_user(real_host: ShellHost) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    step = ContainerSpec(commands=("id -u; id -g",), user="12345:54321")
+    assert (await printed_by(real_host, step))[0] == b"12345\n54321\n"
+
+
+async def test_its_own_stop_signal_comes_first(real_host: ShellHost) -> None:
+    run = new_run()
+    step = ContainerSpec(
+        image=real_host.image,
+        commands=(
+            "trap 'echo bye; exit 9' USR1",
+            "trap '' TERM",
+            "echo up",
+            "while :; do sleep 0.05; done",
+        ),
+        stop_signal="SIGUSR1",
+    )
+    async with opened(real_host) as runtime:
+        await runtime.start(run, step, service=True)
+        await first_block(runtime, run)
+        await runtime.stop(run, grace_s=10.0)
+        assert (await ends(runtime, run)).exit_code == 9
+        assert (await whole_log(runtime, run))[LogStream.STDOUT] == b"up\nbye\n"
+
+
+async def test_a_kill_reaches_grandchildren_that_ignore_signals(real_host: ShellHost) -> None:
+    run = new_run()
+    marker = f"{300 + int.from_bytes(os.urandom(2)) / 1e5:.5f}"
+    step = ContainerSpec(
+        image=real_host.image,
+        commands=(
+            "trap '' TERM INT HUP",
+            f"(sleep {marker} & sleep {marker})& echo up",
+            f"sleep {marker}",
+        ),
+    )
+    async with opened(real_host) as runtime:
+        await runtime.start(run, step, service=False)
+        await first_block(runtime, run)
+        await runtime.stop(run, grace_s=0.2)
+        assert isinstance(await runtime.find(run), Ended)
+        assert commands_with(marker) == []
+
+
+async def test_what_a_step_leaves_behind_ends_with_it(real_host: ShellHost) -> None:
+    run = new_run()
+    marker = f"{300 + int.from_bytes(os.urandom(2)) / 1e5:.5f}"
+    step = ContainerSpec(image=real_host.image, commands=(f"sleep {marker} & sleep 0.2; exit 2",))
+    async with opened(real_host) as runtime:
+        await runtime.start(run, step, service=False)
+        assert (await ends(runtime, run)).exit_code == 2
+        assert commands_with(marker) == []
+
+
+async def test_a_service_is_started_again_by_its_policy_and_not_after_a_stop(
+    real_host: ShellHost,
+) -> None:
+    run = new_run()
+    step = ContainerSpec(
+        image=real_host.image, commands=("echo again", "sleep 0.1; exit 1"), restart="always"
+    )
+    async with opened(real_host) as runtime:
+        await runtime.start(run, step, service=True)
+        await until_printed(runtime, run, b"again\nagain\n")
+        assert isinstance(await runtime.find(run), Running)
+        await runtime.stop(run, grace_s=1.0)
+        assert isinstance(await runtime.find(run), Ended)
+
+
+async def test_a_policy_is_for_services_alone_and_counts(real_host: ShellHost) -> None:
+    task, service = new_run(), new_run()
+    step = ContainerSpec(
+        image=real_host.image, commands=("echo once; exit 4",), restart="on-failure:1"
+    )
+    async with opened(real_host) as runtime:
+        await runtime.start(task, step, service=False)
+        await runtime.start(service, step, service=True)
+        assert (await ends(runtime, task)).exit_code == 4
+        assert (await ends(runtime, service)).exit_code == 4
+        assert await whole_log(runtime, task) == {LogStream.STDOUT: b"once\n"}
+        assert await whole_log(runtime, service) == {LogStream.STDOUT: b"once\nonce\n"}
+
+
+async def test_binary_output_comes_back_exactly(real_host: ShellHost) -> None:
+    run = new_run()
+    step = ContainerSpec(
+        image=real_host.image,
+        # Long lines, every byte, no newline at the end.
+        commands=(
+            "i=0; while [ $i -lt 3 ]",
+            "do head -c 40000 /dev/urandom | tee -a /tmp/$NAME; i=$((i+1)); done",
+            "sha256sum < /tmp/$NAME >&2",
+            "rm /tmp/$NAME",
+        ),
+        environment={"NAME": f"gamenode-{uuid.uuid4()}"},
+    )
+    async with opened(real_host) as runtime:
+        await runtime.start(run, step, service=False)
+        await ends(runtime, run)
+        log = await whole_log(runtime, run)
+    printed, digest = log[LogStream.STDOUT], log[LogStream.STDERR].split()[0].decode()
+    assert len(printed) == 120_000
+    assert hashlib.sha256(printed).hexdigest() == digest
+
+
+async def test_lines_come_at_once_from_the_moment_somebody_follows(real_host: ShellHost) -> None:
+    run = new_run()
+    step = ContainerSpec(
+        image=real_host.image,
+        commands=("i=0; while [ $i -lt 12 ]; do echo line; sleep 0.1; i=$((i+1)); done",),
+    )
+    async with opened(real_host) as runtime:
+        await runtime.start(run, step, service=False)
+        live = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.3, live.set)
+        async with asyncio.timeout(20.0):
+            blocks = [block async for block in runtime.read_log(run, LogPosition(), live=live)]
+    assert len(blocks) > 5  # what was printed before, then a line at a time
+    assert b"".join(block.data for block in blocks) == 12 * b"line\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -15,7 +15,7 @@ from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.log import LogKey, LogSlice
-from gamenode.domain.node import Link, Maintenance, Node, NodeType
+from gamenode.domain.node import Drain, Link, Maintenance, Node, NodePatch, NodeType, StateChange
 from gamenode.domain.pipeline import (
     NewPipeline,
     Pipeline,
@@ -61,6 +61,7 @@ def make_node(node_id: str, *, online: bool = True, note: str = "") -> Node:
         type=NodeType.PHYSICAL,
         maintenance=Maintenance.NORMAL,
         state_version=1,
+        state_change=None,
         online=online,
         online_since=NOW if online else None,
         last_heartbeat_at=NOW,
@@ -75,6 +76,7 @@ def make_node(node_id: str, *, online: bool = True, note: str = "") -> Node:
         step_runtimes=frozenset(),
         labels={"zone": "a"},
         note=note,
+        conditions=(),
         inventory=Inventory(),
         registered_at=NOW,
     )
@@ -129,6 +131,12 @@ class MemoryPipelines:
         self.waiters = 0
         self._keys: dict[str, str] = {}
         self._changed = asyncio.Condition()
+
+    async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
+        del node_id, force, reason, by
+
+    async def loads(self) -> Mapping[str, int]:
+        return {}
 
     def add(self, pipeline: Pipeline) -> Pipeline:
         self.pipelines[pipeline.id] = pipeline
@@ -240,6 +248,27 @@ class MemoryNodes:
             and node.id > after
         ]
         return sorted(found, key=lambda node: node.id)[:limit]
+
+    async def change_state(
+        self,
+        node_id: str,
+        target: Maintenance,
+        *,
+        drain: Drain | None,
+        by: Actor,
+        reason: str,
+        wait_s: float = 0.0,
+    ) -> Node:
+        del drain, by, reason, wait_s
+        return self.add(replace(await self.get(node_id), maintenance=target))
+
+    async def describe(self, node_id: str, patch: NodePatch, *, by: Actor) -> Node:
+        del by
+        return self.add(replace(await self.get(node_id), note=patch.note or ""))
+
+    async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
+        await self.get(node_id)
+        return [][:limit]
 
 
 class MemoryLogs:

@@ -78,6 +78,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 @contextmanager
 def running_engine(folder: Path) -> Iterator[Engine]:
     """Start an engine in `folder`, and end it with all that it runs."""
+    (folder / "engine.json").write_text("{}")  # the host's own file is not for this one
     engine = Engine(socket=folder / "engine.sock", folder=folder)
     with (folder / "dockerd.log").open("wb") as log:
         daemon = subprocess.Popen(
@@ -87,7 +88,7 @@ def running_engine(folder: Path) -> Iterator[Engine]:
                 f"--data-root={folder / 'data'}",
                 f"--exec-root={folder / 'exec'}",
                 f"--pidfile={folder / 'dockerd.pid'}",
-                f"--config-file={folder / 'none.json'}",
+                f"--config-file={folder / 'engine.json'}",
                 # The host's network stays as it is.
                 "--bridge=none",
                 "--iptables=false",

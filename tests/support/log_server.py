@@ -74,7 +74,7 @@ async def serve(folder: Path) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     followers = await asyncio.start_server(follow, "127.0.0.1", 0)
-    print(port, followers.sockets[0].getsockname()[1], flush=True)  # noqa: T201 - to who started it
+    print(port, followers.sockets[0].getsockname()[1], flush=True)
     async with followers:
         await server.wait_for_termination()
 

@@ -60,8 +60,10 @@ class Output:
                 at += 1
                 skipped = min(skip[stream], len(data))
                 skip[stream] -= skipped
-                if data[skipped:]:
-                    yield Block(stream, data[skipped:], SystemClock().now())
+                # Each reading finds other blocks, as it does in a file.
+                size = max(1, len(data) // self.readers)
+                for start in range(skipped, len(data), size):
+                    yield Block(stream, data[start : start + size], SystemClock().now())
             if self._ended:
                 return
             self._changed.clear()

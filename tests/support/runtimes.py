@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import shlex
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -79,10 +80,14 @@ class FakeRuntimeHost:
         return ContainerSpec(environment={"FAKE_START_ERROR": "no luck"}), "no luck"
 
 
-class ShellHost:
+class ShellHost(ABC):
     """How a step is written where there is a shell."""
 
     image = ""
+
+    @abstractmethod
+    def runtime(self) -> Runtime:
+        """Return a new runtime object over the host, as an agent makes it when it starts."""
 
     def step(
         self,
@@ -103,7 +108,8 @@ class ShellHost:
         return ContainerSpec(image=self.image, commands=tuple(lines))
 
     def broken_step(self) -> tuple[ContainerSpec, str]:
-        return ContainerSpec(image=self.image, command=("no-such-program",)), "no-such-program"
+        step = ContainerSpec(image=self.image, command=("true",), user="no-such-user")
+        return step, "no-such-user"
 
 
 def _octal(content: bytes) -> str:
@@ -161,6 +167,16 @@ async def whole_log(
     return streams
 
 
+async def until_ended(runtime: Runtime, run: RunKey) -> Ended:
+    """Ask again and again what became of `run`, as `wait` does not; not for ever."""
+    async with asyncio.timeout(20.0):
+        while True:
+            found = await runtime.find(run)
+            if isinstance(found, Ended):
+                return found
+            await asyncio.sleep(0.02)
+
+
 async def first_block(runtime: Runtime, run: RunKey) -> LogBlock:
     """Wait until `run` prints something."""
     following = asyncio.Event()
@@ -169,3 +185,33 @@ async def first_block(runtime: Runtime, run: RunKey) -> LogBlock:
         async for block in runtime.read_log(run, LogPosition(), live=following):
             return block
     raise AssertionError("the run ended and printed nothing")
+
+
+async def until_printed(runtime: Runtime, run: RunKey, text: bytes) -> None:
+    """Read on until `run` has printed `text`, not for ever."""
+    following = asyncio.Event()
+    following.set()
+    printed = b""
+    async with asyncio.timeout(20.0):
+        async for block in runtime.read_log(run, LogPosition(), live=following):
+            printed += block.data
+            if text in printed:
+                return
+    raise AssertionError(f"the run ended and had printed {printed!r}")
+
+
+def commands_with(marker: str) -> list[int]:
+    """Return the living processes of this machine whose arguments hold `marker`."""
+    found = []
+    for listing in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if marker.encode() in listing.read_bytes():
+                found.append(int(listing.parent.name))
+    return found
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until `holds` does, not for ever."""
+    async with asyncio.timeout(20.0):
+        while not holds():  # noqa: ASYNC110 - other processes bring it about
+            await asyncio.sleep(0.01)

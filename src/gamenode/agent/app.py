@@ -14,6 +14,7 @@ from random import Random
 from typing import Final
 
 from gamenode import __version__
+from gamenode.agent.conditions import HostConditions
 from gamenode.agent.inventory import machine, runtimes
 from gamenode.agent.inventory.collector import Collector, Part, host_parts
 from gamenode.agent.inventory_reporter import InventoryReporter
@@ -26,7 +27,7 @@ from gamenode.agent.settings import AgentSettings, HostSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.node import NodeType, Registration
+from gamenode.domain.node import NodeType, Registration, node_id_of
 from gamenode.lib.clock import Clock
 from gamenode.lib.tasks import Supervisor
 
@@ -54,7 +55,7 @@ class Agent:
             GameNodeError: a node id or type that is none; a data folder that another agent holds.
         """
         self._settings = settings
-        self._node_id = settings.agent.node_id or _own_node_id()
+        self._node_id = settings.agent.node_id or node_id_of(platform.node())
         if not _NODE_ID.fullmatch(self._node_id):
             raise GameNodeError(
                 ErrorCode.INVALID_REQUEST,
@@ -106,6 +107,7 @@ class Agent:
             outbox=self._outbox,
             inventory=self._inventory,
             registration=self._registration,
+            conditions=HostConditions(data, self._runtime, settings.conditions).look,
             clock=clock,
             random=random,
             settings=settings.session,
@@ -161,10 +163,6 @@ class Agent:
             labels=self._settings.agent.labels,
             step_runtimes=frozenset({self._runtime.name}),
         )
-
-
-def _own_node_id() -> str:
-    return re.sub(r"[^a-z0-9.-]", "-", platform.node().lower()).strip("-.")[:63] or "node"
 
 
 def _node_type(settings: HostSettings) -> NodeType:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -36,6 +36,7 @@ from gamenode.domain.command import (
     Welcome,
 )
 from gamenode.domain.node import (
+    ConditionType,
     Heartbeat,
     HeartbeatResult,
     Maintenance,
@@ -61,6 +62,9 @@ class SessionSettings:
     reconnect_most_s: float = 5.0
     reconnect_most_long_s: float = 15.0
     """The longest wait once the server has been away for longer than the heartbeat timeout."""
+    settled_s: float = 1.0
+    """A stream that lasted so long is replaced at once; one that broke sooner counts as a failure,
+    like one that never was."""
     reports_per_message_max: int = 500
 
 
@@ -119,6 +123,7 @@ class Session:
         outbox: Outbox,
         inventory: InventoryReporter,
         registration: Callable[[int | None], Awaitable[Registration]],
+        conditions: Callable[[], Awaitable[Mapping[ConditionType, str]]],
         clock: Clock,
         random: Random,
         settings: SessionSettings,
@@ -131,6 +136,7 @@ class Session:
         self._outbox = outbox
         self._inventory = inventory
         self._registration = registration
+        self._conditions = conditions
         self._clock = clock
         self._random = random
         self._settings = settings
@@ -152,6 +158,7 @@ class Session:
         failures = 0
         while True:
             retry_after_s = 0.0
+            begun_s = self._clock.monotonic_s()
             try:
                 if self._answer is None:
                     await self._register()
@@ -174,7 +181,8 @@ class Session:
                 )
                 if not error.transient:
                     self._answer = None
-            if self._clock.monotonic_s() - self._last_success_s < 1.0:
+            lasted_s = self._last_success_s - begun_s
+            if lasted_s >= self._settings.settled_s:
                 failures = min(failures, 1)
             await asyncio.sleep(max(retry_after_s, self._delay_s(failures)))
 
@@ -407,6 +415,7 @@ class Session:
             broken.set()
 
     async def _one_beat(self, stream: AgentStream, answer: RegistrationAnswer) -> bool:
+        conditions = await self._conditions()
         for _ in range(1 + self._settings.heartbeat_retries):
             self._beat_answered.clear()
             sent_s = self._clock.monotonic_s()
@@ -417,6 +426,7 @@ class Session:
                     sent_at=self._clock.now(),
                     round_trip_s=self._round_trip_s,
                     inventory_hash=self._inventory.reported_hash,
+                    conditions=conditions,
                 )
             )
             try:

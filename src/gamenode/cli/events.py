@@ -91,6 +91,7 @@ def _follow(invocation: Invocation, query: Query, after: int | None) -> None:
     rows = invocation.output.rows(_LIVE)
     patience = invocation.patience()
     deadline = Deadline(invocation.clock, invocation.options.timeout)
+    told = False
     while True:
         # Server-sent events say every few seconds that they are alive, so silence means a break.
         silence_s = deadline.within(invocation.settings.events_silence_s)
@@ -111,8 +112,9 @@ def _follow(invocation: Invocation, query: Query, after: int | None) -> None:
         except (ApiError, GameNodeError) as error:
             deadline.within(silence_s)
             patience.missed(error)
-            if after is None:
-                invocation.output.tell("what happens until the server is back is not shown here")
+            if after is None and not told:
+                invocation.output.tell("what happens while the server is away is not shown here")
+                told = True
 
 
 def _events(stream: Stream, met: Callable[[], None]) -> Iterator[Body]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,6 +20,11 @@ class NodeType(StrEnum):
     CONTAINER = "container"
 
 
+def node_id_of(host_name: str) -> str:
+    """Return the node id that a host has unless it is given another."""
+    return re.sub(r"[^a-z0-9.-]", "-", host_name.lower()).strip("-.")[:63] or "node"
+
+
 class Maintenance(StrEnum):
     """What a node may be used for."""
 
@@ -34,12 +40,114 @@ MAINTENANCE_TRANSITIONS: Final[Mapping[Maintenance, frozenset[Maintenance]]] = {
 }
 
 
+def sources_of(target: Maintenance) -> frozenset[Maintenance]:
+    """Return the states from which a node may enter `target`; SQL guards use it too."""
+    return frozenset(s for s, targets in MAINTENANCE_TRANSITIONS.items() if target in targets)
+
+
+class DrainThen(StrEnum):
+    """What happens to what still runs when a drain's deadline has passed (E7)."""
+
+    KEEP = "keep"
+    END = "end"
+    DISABLE = "disable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """How a node is emptied: until when, what then, and when it works again by itself."""
+
+    deadline_at: Instant | None = None
+    then: DrainThen = DrainThen.KEEP
+    until: Instant | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChange:
+    """One change of what a node may be used for: wanted, pushed, confirmed (E1)."""
+
+    node_id: str
+    version: int
+    target: Maintenance
+    reason: str
+    requested_by: str
+    requested_at: Instant
+    pushed_at: Instant | None
+    confirmed_at: Instant | None
+    remaining: int | None
+    """How many pipelines went on when the agent confirmed."""
+    error: str
+    draining: bool
+    drain: Drain
+    end_running: bool
+
+
 class Link(StrEnum):
     """How the server reaches a node right now (C7)."""
 
     CONNECTED = "connected"
     RECONNECTING = "reconnecting"
     LOST = "lost"
+
+
+class ConditionType(StrEnum):
+    """What an operator should know of a node (N3)."""
+
+    ENGINE_DOWN = "ENGINE_DOWN"
+    DISK_PRESSURE = "DISK_PRESSURE"
+    INODE_PRESSURE = "INODE_PRESSURE"
+    GPU_ERRORS = "GPU_ERRORS"
+    CLOCK_SKEW = "CLOCK_SKEW"
+    AGENT_TOO_OLD = "AGENT_TOO_OLD"
+    INVENTORY_SHRANK = "INVENTORY_SHRANK"
+    DUPLICATE_IDENTITY = "DUPLICATE_IDENTITY"
+
+
+BLOCKING: Final = frozenset(
+    {
+        ConditionType.ENGINE_DOWN,
+        ConditionType.DISK_PRESSURE,
+        ConditionType.INODE_PRESSURE,
+        ConditionType.GPU_ERRORS,
+        ConditionType.AGENT_TOO_OLD,
+        ConditionType.DUPLICATE_IDENTITY,
+    }
+)
+"""Conditions under which nothing new is placed on a node."""
+
+OF_THE_AGENT: Final = frozenset(
+    {
+        ConditionType.ENGINE_DOWN,
+        ConditionType.DISK_PRESSURE,
+        ConditionType.INODE_PRESSURE,
+        ConditionType.GPU_ERRORS,
+    }
+)
+"""Conditions that an agent sees and says with each heartbeat; the server sees the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """Something about a node, since when, and why."""
+
+    type: ConditionType
+    since: Instant
+    reason: str
+
+    @property
+    def blocks_placement(self) -> bool:
+        """Whether nothing new is placed on the node meanwhile."""
+        return self.type in BLOCKING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePatch:
+    """What an operator changes of a node; None leaves a field as it is (N2)."""
+
+    display_name: str | None = None
+    note: str | None = None
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    """Labels to set; None removes one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +217,8 @@ class Heartbeat:
     session_id: str = ""
     sent_at: Instant | None = None
     round_trip_s: float | None = None
+    conditions: Mapping[ConditionType, str] = field(default_factory=dict)
+    """What holds on the node now, and why."""
     inventory_hash: str = ""
     """The hash of the inventory that the node reported last; empty: not kept."""
 
@@ -134,6 +244,8 @@ class Node:
     type: NodeType
     maintenance: Maintenance
     state_version: int
+    state_change: StateChange | None
+    """The newest change; None for a node that was never changed."""
     online: bool
     online_since: Instant | None
     last_heartbeat_at: Instant | None
@@ -148,8 +260,18 @@ class Node:
     step_runtimes: frozenset[str]
     labels: Mapping[str, str]
     note: str
+    conditions: tuple[Condition, ...]
     inventory: Inventory
     registered_at: Instant
+    heartbeat_latency_s: float | None = None
+    """The last round trip that the agent measured."""
+    clock_skew_s: float | None = None
+    """How far the node's clock is ahead of the server's."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a condition keeps new work away."""
+        return any(condition.blocks_placement for condition in self.conditions)
 
     @property
     def simple(self) -> bool:

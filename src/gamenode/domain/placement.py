@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from gamenode.domain.node import Maintenance
 from gamenode.domain.selector import Selector
+from gamenode.lib.clock import Instant
 
 
 class Misfit(StrEnum):
@@ -16,6 +17,7 @@ class Misfit(StrEnum):
     OFFLINE = "OFFLINE"
     MAINTENANCE = "MAINTENANCE"
     DISABLED = "DISABLED"
+    CONDITION = "CONDITION"
     BUSY = "BUSY"
 
     OTHER_NODE = "OTHER_NODE"
@@ -28,6 +30,7 @@ WORDS: Mapping[Misfit, str] = {
     Misfit.OFFLINE: "offline",
     Misfit.MAINTENANCE: "in maintenance",
     Misfit.DISABLED: "disabled",
+    Misfit.CONDITION: "kept free by a condition",
     Misfit.BUSY: "at their limit of pipelines",
     Misfit.OTHER_NODE: "not the node asked for",
     Misfit.SELECTOR: "not matching the selector",
@@ -47,6 +50,8 @@ class Candidate:
     simple: bool
     """Whether it is a simple client: it watches events for work that names it (rule RL4)."""
     maintenance: Maintenance
+    blocked: bool
+    """Whether a condition keeps new work away."""
     values: Mapping[str, Sequence[str]]
     """What a selector can ask for: labels, node fields and inventory paths."""
     env_names: frozenset[str]
@@ -74,6 +79,8 @@ class QueuedPipeline:
     envs_needed: frozenset[str]
     waiting: str
     """The reasons found at the last look."""
+    position: tuple[int, Instant, str]
+    """Its place in the queue: priority (higher first), then creation, then id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +118,8 @@ def misfit(demand: Demand, candidate: Candidate) -> Misfit | None:
         return Misfit.SIMPLE_CLIENT
     if not candidate.simple and not candidate.connected:
         return Misfit.OFFLINE
+    if candidate.blocked:
+        return Misfit.CONDITION
     return Misfit.BUSY if candidate.load >= candidate.load_max else None
 
 

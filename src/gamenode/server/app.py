@@ -97,7 +97,11 @@ class Server:
         self._database.on_commit(self._feed)
         self._node_service = GameNodeService(self._database)
         self._nodes = NodeManager(
-            service=self._node_service, clock=clock, ids=ids, settings=settings.nodes
+            service=self._node_service,
+            clock=clock,
+            ids=ids,
+            settings=settings.nodes,
+            states=settings.states,
         )
         self._pipeline_service = GamePipelineGRPCService(self._database)
         files = LogFiles(data / "logs")
@@ -180,6 +184,7 @@ class Server:
         await self._rpc.start()
         self._supervisor.keep("nodes.judge", self._nodes.judge)
         self._supervisor.keep("nodes.flush", self._nodes.flush)
+        self._supervisor.keep("nodes.states", self._nodes.states.run)
         self._supervisor.keep("dispatch", self._dispatcher.run)
         self._supervisor.keep("metrics.purge", self._metrics.purge)
         self._supervisor.keep("events.purge", self._purge_events)
@@ -212,10 +217,12 @@ class Server:
         stop_s = self._settings.server.stop_s_max
         self._nodes.close_all(Closed(reason=CloseReason.SHUTDOWN, message="the server is stopping"))
         await self._feed.close()
+        self._streamer.end_followers()
         self._http.should_exit = True
         await asyncio.gather(self._rpc.stop(stop_s / 2), self._http_ended())
         await self._supervisor.close()
         await self._dispatcher.close()
+        await self._nodes.states.close()
         self._streamer.close()
         await self._log_service.close()
         await self._database.aclose()

@@ -13,6 +13,7 @@ from gamenode.server.logs.service import LogSettings
 from gamenode.server.logs.streamer import StreamerSettings
 from gamenode.server.metrics.service import MetricSettings
 from gamenode.server.nodes.manager import NodeSettings
+from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
 from gamenode.server.pipelines.manager import PipelineSettings
 from gamenode.server.rpc.agent_link import AgentLinkSettings
@@ -24,12 +25,17 @@ class ListenSettings:
     """Where the server listens, where its data lives, how it ends."""
 
     http: str = "127.0.0.1:8080"
+    """Where HTTP listens; a loopback address, as long as nobody has to sign in."""
     grpc: str = "127.0.0.1:9090"
+    """Where gRPC listens; as above."""
     data: Path = Path("/var/lib/gamenode")
+    """The folder of the SQLite file, the logs and the key of the audit log."""
     log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
     stop_s_max: float = 8.0
     """How long answers and streams may take to finish when the server stops."""
     event_keep_s: float = 30 * 24 * 3600.0
+    """How long events are kept; a cursor that is older is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,7 @@ class ServerSettings:
     rpc: RpcSettings = field(default_factory=RpcSettings)
     agent_link: AgentLinkSettings = field(default_factory=AgentLinkSettings)
     nodes: NodeSettings = field(default_factory=NodeSettings)
+    states: StateSettings = field(default_factory=StateSettings)
     dispatch: DispatcherSettings = field(default_factory=DispatcherSettings)
     pipelines: PipelineSettings = field(default_factory=PipelineSettings)
     logs: LogSettings = field(default_factory=LogSettings)

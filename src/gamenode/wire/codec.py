@@ -45,6 +45,8 @@ from gamenode.domain.inventory import (
 )
 from gamenode.domain.log import AppendAnswer, LogKey, LogLine, LogPosition
 from gamenode.domain.node import (
+    OF_THE_AGENT,
+    ConditionType,
     Heartbeat,
     HeartbeatResult,
     Maintenance,
@@ -118,6 +120,9 @@ _CLOSE_REASON: Final = {
     pb.CLOSE_REASON_PROTOCOL: CloseReason.PROTOCOL,
 }
 _CLOSE_REASON_OUT: Final = {domain: wire for wire, domain in _CLOSE_REASON.items()}
+
+
+_AGENT_CONDITIONS: Final = frozenset(str(kind) for kind in OF_THE_AGENT)
 
 
 def _instant(nanoseconds: int) -> Instant | None:
@@ -211,6 +216,11 @@ def decode_heartbeat(request: pb.HeartbeatRequest) -> Heartbeat:
         session_id=request.session_id,
         sent_at=_instant(request.timestamp),
         round_trip_s=request.round_trip_s if request.HasField("round_trip_s") else None,
+        conditions={
+            ConditionType(condition.type): condition.reason
+            for condition in request.conditions
+            if condition.type in _AGENT_CONDITIONS
+        },
         inventory_hash=request.inventory_hash,
     )
 
@@ -222,6 +232,10 @@ def encode_heartbeat(heartbeat: Heartbeat) -> pb.HeartbeatRequest:
         session_id=heartbeat.session_id,
         timestamp=heartbeat.sent_at or 0,
         round_trip_s=heartbeat.round_trip_s,
+        conditions=[
+            pb.NodeCondition(type=kind, reason=reason)
+            for kind, reason in heartbeat.conditions.items()
+        ],
         inventory_hash=heartbeat.inventory_hash,
     )
 

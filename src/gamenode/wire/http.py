@@ -55,9 +55,65 @@ class StateChange(Struct, frozen=True, kw_only=True):
     confirmed_at: Time | None
     error: str
     deadline_at: Time | None
-    then: str
+    then: nodes.DrainThen
     until: Time | None
-    remaining: int
+    remaining: int | None
+
+
+class NodeChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to change of a node; what is absent stays."""
+
+    display_name: Annotated[Text, Meta(max_length=128)] | None = None
+    note: Annotated[Text, Meta(max_length=4096)] | None = None
+    labels: Mapping[str, str | None] = {}
+    """Labels to set; null removes one."""
+
+
+class StateChangeList(Struct, frozen=True, kw_only=True):
+    """A node's state changes, newest first."""
+
+    items: Sequence[StateChange]
+    next_cursor: str | None = None
+
+
+class StateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node shall be used for, and how it is emptied."""
+
+    state: nodes.Maintenance
+    reason: Annotated[Text, Meta(max_length=4096)] = ""
+    drain: bool = False
+    deadline_s: Annotated[float, Meta(ge=0)] | None = None
+    """How long what runs may go on."""
+    then: nodes.DrainThen = nodes.DrainThen.KEEP
+    """What happens to what still runs then."""
+    until: Text = ""
+    """When the node works again by itself: RFC 3339, or such as `+2h`."""
+
+
+class StatesRequest(StateRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same for every node that a selector matches."""
+
+    selector: Annotated[Text, Meta(min_length=1, max_length=1024)]
+    dry_run: bool = False
+
+
+class StateOutcome(Struct, frozen=True, kw_only=True):
+    """What became, or would become, of one node."""
+
+    node_id: str
+    outcome: str
+    """`changed`, `unchanged` or `refused`; with a dry run `would_change`."""
+    message: str
+    state: nodes.Maintenance
+    running: int
+    """How many pipelines are on it now."""
+
+
+class StateOutcomes(Struct, frozen=True, kw_only=True):
+    """One outcome a node."""
+
+    items: Sequence[StateOutcome]
+    next_cursor: str | None = None
 
 
 class NodeCondition(Struct, frozen=True, kw_only=True):
@@ -309,19 +365,52 @@ def encode_node(node: nodes.Node) -> Node:
         online=node.online,
         online_since=_time_or_null(node.online_since),
         last_heartbeat_at=_time_or_null(node.last_heartbeat_at),
-        heartbeat_latency_s=None,
-        clock_skew_s=None,
+        heartbeat_latency_s=node.heartbeat_latency_s,
+        clock_skew_s=node.clock_skew_s,
         link=NodeLink(state=node.link, since=_time_or_null(node.link_since), cause=node.link_cause),
         state=node.maintenance,
-        state_change=None,
+        state_change=_encode_state_change(node.state_change),
         session_epoch=node.session_epoch,
         agent_version=node.agent_version,
         labels=node.labels,
         note=node.note,
-        conditions=(),
+        conditions=[
+            NodeCondition(
+                type=condition.type,
+                since=encode_time(condition.since),
+                reason=condition.reason,
+                blocks_placement=condition.blocks_placement,
+            )
+            for condition in node.conditions
+        ],
         inventory_version=None,
         registered_at=encode_time(node.registered_at),
     )
+
+
+def _encode_state_change(change: nodes.StateChange | None) -> StateChange | None:
+    if change is None:
+        return None
+    return StateChange(
+        version=change.version,
+        target=change.target,
+        reason=change.reason,
+        by=change.requested_by,
+        requested_at=encode_time(change.requested_at),
+        pushed_at=_time_or_null(change.pushed_at),
+        confirmed_at=_time_or_null(change.confirmed_at),
+        error=change.error,
+        deadline_at=_time_or_null(change.drain.deadline_at),
+        then=change.drain.then,
+        until=_time_or_null(change.drain.until),
+        remaining=change.remaining,
+    )
+
+
+def encode_state_changes(changes: Sequence[nodes.StateChange]) -> StateChangeList:
+    """Return the body of a node's state changes."""
+    items = [encoded for change in changes if (encoded := _encode_state_change(change))]
+    return StateChangeList(items=items)
 
 
 def _encode_step(step: pipelines.Step) -> Step:

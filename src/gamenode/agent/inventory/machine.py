@@ -28,9 +28,7 @@ _FIRMWARE: Final = "sys/class/dmi/id"
 
 def node_type(root: Path) -> NodeType:
     """Return what kind of machine this looks like; a setting of the agent overrides it."""
-    if any((root / mark).exists() for mark in _CONTAINER_MARKS) or _CONTAINER_GROUP.search(
-        text(root / "proc/1/cgroup") or ""
-    ):
+    if _in_container(root):
         return NodeType.CONTAINER
     firmware = " ".join(
         text(root / _FIRMWARE / name) or "" for name in ("sys_vendor", "product_name")
@@ -46,6 +44,16 @@ def boot_id(root: Path) -> str:
     """Return what names this boot of the host."""
     # Without it a restart of the host cannot be told from one of the agent.
     return text(root / "proc/sys/kernel/random/boot_id") or f"unknown-{os.uname().nodename}"
+
+
+def _in_container(root: Path) -> bool:
+    if text(root / "proc/2/comm") == "kthreadd":
+        # No container sees the kernel's threads; a disk that was made from a container's image
+        # still has its marks.
+        return False
+    return any((root / mark).exists() for mark in _CONTAINER_MARKS) or bool(
+        _CONTAINER_GROUP.search(text(root / "proc/1/cgroup") or "")
+    )
 
 
 def _under_hypervisor(root: Path) -> bool:

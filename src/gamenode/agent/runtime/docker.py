@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,7 +23,13 @@ from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from aiodocker import Docker, DockerError
-from aiohttp import ClientError, ClientTimeout, UnixConnector
+from aiohttp import (
+    ClientConnectionError,
+    ClientError,
+    ClientPayloadError,
+    ClientTimeout,
+    UnixConnector,
+)
 
 from gamenode.agent.runtime import (
     Ended,
@@ -38,6 +45,7 @@ from gamenode.domain.log import LogPosition, LogStream
 from gamenode.domain.pipeline import ContainerSpec, Reason
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _RFC3339: Final = re.compile(
@@ -47,6 +55,10 @@ _FRAME_HEADER_BYTES: Final = 8
 _STREAMS: Final = {1: LogStream.STDOUT, 2: LogStream.STDERR}
 _BUSY_BYTES: Final = 16 * 1024
 """A read of so much says that more is there: no pause is made."""
+
+_BROKEN: Final = (ClientConnectionError, ClientPayloadError, TimeoutError)
+_NOT_EXECUTED: Final = frozenset({126, 127})
+"""The shells' exit codes for a command that is not executable, or not there."""
 
 _UNREACHABLE: Final = 900
 """What aiodocker has as the status where no engine answered."""
@@ -113,13 +125,25 @@ class DockerRuntime:
             await engine.containers.create(body, name=spec.container_name(run))
         except DockerError as error:
             if error.status == HTTPStatus.CONFLICT:
-                return  # it is there: an answer of the engine was lost
+                # The name is taken: an answer of the engine was lost, or another agent is at it.
+                await self._until_shown(run)
+                return
             reason = (
                 Reason.IMAGE_PULL if error.status == HTTPStatus.NOT_FOUND else Reason.START_FAILED
             )
             raise StartError(
                 reason, f"the engine refuses the container: {error.message}"
             ) from error
+
+    async def _until_shown(self, run: RunKey) -> None:
+        """Wait for a container whose name is taken: the engine takes it before it is made."""
+        try:
+            async with asyncio.timeout(self._settings.call_s):
+                while await self._state(run) is None:  # noqa: ASYNC110 - the engine does not tell
+                    await asyncio.sleep(self._settings.retry_s)
+        except TimeoutError as error:
+            message = f"the engine has no {spec.container_name(run)}, but does not give its name"
+            raise StartError(Reason.START_FAILED, message) from error
 
     async def _start(self, run: RunKey) -> Instant:
         engine = await self._engine()
@@ -129,7 +153,7 @@ class DockerRuntime:
         except DockerError as error:
             if error.status != _UNREACHABLE:
                 refusal = error.message
-        except (ClientError, TimeoutError):
+        except _BROKEN:
             # It may be starting this moment; only the engine knows, and a second request could
             # start again what has ended meanwhile.
             await asyncio.sleep(self._settings.retry_s)
@@ -153,7 +177,7 @@ class DockerRuntime:
         except DockerError as error:
             message = f"image {container.image} cannot be pulled: {error.message}"
             raise StartError(Reason.IMAGE_PULL, message) from error
-        except (ClientError, TimeoutError) as error:
+        except _BROKEN as error:
             message = f"image {container.image} did not come: {error or type(error).__name__}"
             raise StartError(Reason.IMAGE_PULL, message) from error
 
@@ -170,7 +194,8 @@ class DockerRuntime:
     async def find(self, run: RunKey) -> Found | None:
         """Return what the engine says of the run's container.
 
-        Waits for an engine that does not answer. One that was created and not started counts as not there: a start takes it up.
+        Waits for an engine that does not answer. One that was created and not started counts as
+        not there: a start takes it up.
         """
         state = await self._until_answered(lambda: self._state(run))
         return None if state is None else _found(state)
@@ -178,7 +203,7 @@ class DockerRuntime:
     async def wait(self, run: RunKey) -> Ended:
         """Wait for the end of the container, also across restarts of the engine."""
         while True:
-            with suppress(DockerError, ClientError):
+            with suppress(DockerError, *_BROKEN):
                 engine = await self._engine()
                 it = engine.containers.container(spec.container_name(run))
                 await it.wait(condition="not-running")
@@ -201,7 +226,7 @@ class DockerRuntime:
                     # First, or the engine starts again what ends by the signal (RI2).
                     await self._update(name, {"RestartPolicy": {"Name": "no"}})
                     await engine.containers.container(name).stop(t=math.ceil(grace_s))
-            except (DockerError, ClientError, TimeoutError):
+            except (DockerError, *_BROKEN):
                 await asyncio.sleep(self._settings.retry_s)
 
     async def read_log(
@@ -224,7 +249,7 @@ class DockerRuntime:
                 async for stream, data in self._printed(run, live):
                     if rest := read[stream].rest(data):
                         yield LogBlock(stream=stream, data=rest, at=self._clock.now())
-            except (DockerError, ClientError):
+            except (DockerError, *_BROKEN):
                 whole = False
             match await self.find(run):
                 case Ended() if whole:
@@ -235,10 +260,20 @@ class DockerRuntime:
                     await asyncio.sleep(self._settings.retry_s)
                     for skip in read.values():
                         skip.again()
-        for stream, skip in read.items():
-            if skip.missing:
-                text = f"{stream}: the engine keeps less than was read of it before\n"
-                yield LogBlock(stream=LogStream.GAMENODE, data=text.encode(), at=self._clock.now())
+        for gap in self._gaps(read):
+            yield gap
+
+    def _gaps(self, read: Mapping[LogStream, _Skip]) -> list[LogBlock]:
+        """Return what to say of streams that are shorter than they were."""
+        return [
+            LogBlock(
+                stream=LogStream.GAMENODE,
+                data=f"{stream}: the engine keeps less than was read of it before\n".encode(),
+                at=self._clock.now(),
+            )
+            for stream, skip in read.items()
+            if skip.missing
+        ]
 
     async def _printed(
         self, run: RunKey, live: asyncio.Event
@@ -250,7 +285,8 @@ class DockerRuntime:
             params={"stdout": "1", "stderr": "1", "follow": "1"},
             timeout=ClientTimeout(),  # as long as the container lives
         ) as answer:
-            answer.raise_for_status()
+            if not answer.ok:
+                raise DockerError(answer.status, await answer.text())
             frames = _Frames()
             async for chunk in answer.content.iter_any():
                 for block in frames.blocks(chunk):
@@ -289,6 +325,15 @@ class DockerRuntime:
         listed = await engine.containers.list(all=1, filters=filters)
         return [spec.run_of(it["Labels"]) for it in listed]
 
+    async def problem(self) -> str:
+        """Return why the engine cannot be used now; empty when it answers."""
+        try:
+            engine = await self._engine()
+            await engine.version()
+        except (DockerError, ClientError, OSError) as error:
+            return f"no engine answers at {self._settings.socket}: {error}"
+        return ""
+
     async def close(self) -> None:
         """Hang up."""
         if self._client is not None:
@@ -298,7 +343,7 @@ class DockerRuntime:
             self._client = None
 
     async def _state(self, run: RunKey) -> dict[str, Any] | None:
-        """Return the engine's State of the run's container, None if there is none."""
+        """Return the engine's State of the run's container, and its Path; None without one."""
         engine = await self._engine()
         try:
             shown = await engine.containers.container(spec.container_name(run)).show()
@@ -306,14 +351,14 @@ class DockerRuntime:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
             return None
-        state: dict[str, Any] = shown["State"]
-        return state
+        return {**shown["State"], "Path": shown["Path"]}
 
     async def _update(self, name: str, change: Mapping[str, Any]) -> None:
         engine = await self._engine()
         url = self._url(engine, f"containers/{name}/update")
         async with engine.session.post(url, json=change) as answer:
-            answer.raise_for_status()
+            if not answer.ok:
+                raise DockerError(answer.status, await answer.text())
 
     @staticmethod
     def _url(engine: Docker, path: str) -> str:
@@ -328,8 +373,13 @@ class DockerRuntime:
             except DockerError as error:
                 if error.status != _UNREACHABLE:
                     raise
-            except (ClientError, TimeoutError):
-                pass
+                cause: Exception = error
+            except _BROKEN as error:
+                cause = error
+            _log.warning(
+                "the container engine does not answer",
+                extra={"event": "engine.unreachable", "error": str(cause)},
+            )
             await asyncio.sleep(self._settings.retry_s)
 
     async def _engine(self) -> Docker:
@@ -340,7 +390,7 @@ class DockerRuntime:
                 limit=0,  # a wait and a log of each container hold a connection each
             )
             self._client = Docker(
-                f"unix://{self._settings.socket}",
+                "unix://localhost",
                 connector=connector,
                 timeout=ClientTimeout(total=self._settings.call_s),
             )
@@ -421,6 +471,9 @@ def _found(state: Mapping[str, Any]) -> Found | None:
     )
     if state["OOMKilled"] and end.reason is not Reason.NONE:
         return replace(end, reason=Reason.OOM_KILLED, message="killed for want of memory")
+    if end.exit_code in _NOT_EXECUTED:
+        # The init in the container starts the command, so the engine has seen no failure.
+        return replace(end, message=f"{end.message} (it ran {state['Path']})")
     return end
 
 

@@ -28,6 +28,7 @@ from gamenode.server.api.nodes import NodeRoutes
 from gamenode.server.api.nouns import Nouns
 from gamenode.server.api.operation import Authenticate, Operation, Resource, no_route
 from gamenode.server.api.pipelines import PipelineRoutes
+from gamenode.server.api.states import StateRoutes
 from gamenode.server.api.streams import Streams
 from gamenode.server.api.system import SystemRoutes
 
@@ -80,7 +81,13 @@ def create_api(
         return msgspec.json.encode(openapi.describe(operations, roles=roles))
 
     operations: Sequence[Operation[Any, Any]] = (
-        *NodeRoutes(nouns.nodes).operations(),
+        *NodeRoutes(nouns.nodes, nouns.pipeline_manager).operations(),
+        *StateRoutes(
+            nouns.nodes,
+            loads=nouns.pipeline_service.loads,
+            clock=clock,
+            wait_s_max=settings.wait_s_max,
+        ).operations(),
         *PipelineRoutes(
             nouns.pipeline_manager, nouns.pipeline_service, wait_s_max=settings.wait_s_max
         ).operations(),

@@ -70,6 +70,60 @@ nodes: Final = Table(
     Column("registered_at", BigInteger, nullable=False),
 )
 
+node_conditions: Final = Table(
+    "node_conditions",
+    metadata,
+    Column("node_id", String(63), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    PrimaryKeyConstraint("node_id", "type"),
+)
+
+removed_nodes: Final = Table(
+    "removed_nodes",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("session_epoch", BigInteger, nullable=False),
+    Column("removed_at", BigInteger, nullable=False),
+    Column("removed_by", Text, nullable=False),
+    comment="A removed node's agent does not come back by itself; its epochs are not used again.",
+)
+
+state_changes: Final = Table(
+    "state_changes",
+    metadata,
+    Column("node_id", String(63), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("target", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at", BigInteger, nullable=False),
+    Column("pushed_at", BigInteger),
+    Column("confirmed_at", BigInteger),
+    Column("remaining", Integer),
+    Column("error", Text, nullable=False),
+    Column("drain", Boolean, nullable=False),
+    Column("end_running", Boolean, nullable=False),
+    Column("deadline_at", BigInteger),
+    Column("then", String(16), nullable=False),
+    Column("until", BigInteger),
+    PrimaryKeyConstraint("node_id", "version"),
+    Index(
+        "state_changes_unconfirmed",
+        "node_id",
+        sqlite_where=text("confirmed_at IS NULL"),
+        postgresql_where=text("confirmed_at IS NULL"),
+    ),
+    Index(
+        "state_changes_timed",
+        "node_id",
+        sqlite_where=text("deadline_at IS NOT NULL OR until IS NOT NULL"),
+        postgresql_where=text("deadline_at IS NOT NULL OR until IS NOT NULL"),
+    ),
+    comment="What was wanted of a node, when it was pushed, when its agent confirmed (RM1).",
+)
+
 pipelines: Final = Table(
     "pipelines",
     metadata,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 from sqlalchemy import Connection
 
@@ -91,11 +92,16 @@ class EventFeed:
         )
 
     async def close(self) -> None:
-        """End every follower and the poll. Safe to repeat."""
+        """End every follower, watch and the poll. Safe to repeat."""
         self._closed = True
-        for wake in self._followers:
+        for wake in (*self._followers, *chain.from_iterable(self._watches.values())):
             wake.ring()
         await self._supervisor.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is told: the server is stopping."""
+        return self._closed
 
     def on_events(self, listener: Callable[[Sequence[Event]], None]) -> None:
         """Call `listener` on the event loop with the events of each commit, once each."""

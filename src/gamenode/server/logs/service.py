@@ -267,7 +267,6 @@ class LogService:
                 length_bytes=after.length_bytes,
                 position=after.position,
             )
-            log.hash = written.hash
             self._ring(key)
             self._compare_hash(lane)
         return written.outcomes
@@ -275,7 +274,7 @@ class LogService:
     def _write(self, log: _OpenLog, file: LogFile, group: Sequence[_Arrival]) -> _Written:
         """Decide about each chunk in turn and write what is new; on a thread."""
         stored = log.stored
-        running = log.hash.copy()
+        running = log.hash  # after a failure the log is opened anew
         pieces: list[memoryview] = []
         outcomes: list[_Outcome] = []
         for arrival in group:
@@ -304,7 +303,7 @@ class LogService:
             outcomes.append(_answer(stored, running.digest(), stop=too_long))
         if pieces:
             file.append(pieces)
-        return _Written(stored, running, outcomes)
+        return _Written(stored, outcomes)
 
     async def _open(self, key: LogKey) -> _OpenLog:
         row = await self._database.read(lambda conn: store.get(conn, key))
@@ -398,7 +397,6 @@ class _Written:
     """What a group of chunks comes to, once it is committed."""
 
     stored: StoredLog
-    hash: hashlib._Hash
     outcomes: Sequence[_Outcome]
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.log import LogKey, LogSlice, LogStream, StoredLog
 from gamenode.lib.clock import Clock, Instant
+from gamenode.lib.tasks import Wake
 from gamenode.server.logs.media.files import LogFiles, LogReader
 from gamenode.server.logs.service import LogService
 from gamenode.wire import cri
@@ -39,6 +41,8 @@ class StreamerSettings:
     """How often a follower looks for an end that nobody told it of (rule RC3)."""
     incomplete_s: float = 10.0
     """How long a follower waits for the rest of a log whose step has ended."""
+    stopping_retry_s: float = 1.0
+    """The advice to a follower when the server stops."""
     threads: int = 4
 
 
@@ -68,6 +72,8 @@ class LogStreamer:
         self._clock = clock
         self._settings = settings
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="log-reader")
+        self._following: set[Wake] = set()
+        self._stopping = False
 
     async def start(self, key: LogKey, start: From) -> int:
         """Return the offset of the first line that a reading from `start` gives, or would give.
@@ -105,11 +111,12 @@ class LogStreamer:
         a length; or when the rest of a finished log has not come for `incomplete_s`.
 
         Raises:
-            GameNodeError: as `slices` does.
+            GameNodeError: as `slices` does; UNAVAILABLE, the server stops, so that nobody takes
+                this end for the log's.
         """
         reader = self._files.reader(key)
         try:
-            with self._service.watch(key) as wake:
+            with self._service.watch(key) as wake, self._followed(wake):
                 stored = await self._service.refresh(key)
                 offset = await self._begin(reader, _length(stored), start)
                 end = _End(key, is_finished, self._clock, self._settings.incomplete_s)
@@ -121,6 +128,12 @@ class LogStreamer:
                         quiet = False
                     if stored is not None and stored.complete:
                         return
+                    if self._stopping:
+                        raise GameNodeError(
+                            ErrorCode.UNAVAILABLE,
+                            "the server is stopping",
+                            retry_after_s=self._settings.stopping_retry_s,
+                        )
                     # A busy log is not asked whether it has ended.
                     if quiet and await end.reached(stored):
                         latest = await self._service.refresh(key)
@@ -133,6 +146,20 @@ class LogStreamer:
                         stored = await self._service.refresh(key)
         finally:
             reader.close()
+
+    def end_followers(self) -> None:
+        """End every follower, and every one to come: the server is stopping."""
+        self._stopping = True
+        for wake in self._following:
+            wake.ring()
+
+    @contextmanager
+    def _followed(self, wake: Wake) -> Iterator[None]:
+        self._following.add(wake)
+        try:
+            yield
+        finally:
+            self._following.discard(wake)
 
     def close(self) -> None:
         """End the threads."""

@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sqlalchemy import Connection
 from sqlalchemy.sql.elements import ColumnElement
 
-from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.access import SYSTEM, Actor, ActorKind, Role
+from gamenode.domain.audit import AuditEntry, AuditOutcome
+from gamenode.domain.errors import ErrorCode, GameNodeError, Violation
 from gamenode.domain.event import EventType, NewEvent
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
+    ConditionType,
+    Drain,
+    DrainThen,
     Link,
     Maintenance,
     Node,
+    NodePatch,
     Registration,
     RegistrationOutcome,
     Session,
+    StateChange,
+    sources_of,
 )
 from gamenode.lib.clock import Instant
 from gamenode.server.db.database import Database
+from gamenode.server.events import audit
 from gamenode.server.events import store as events
 from gamenode.server.nodes import store
 
 EPOCHS_PER_GENERATION: Final = 1 << 32
 """A session's epoch counts below its database's generation, so a restored one never repeats any."""
+_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9_])?")
+_LABEL_LENGTH_MAX: Final = 256
+_LABELS_MAX: Final = 64
 
 
 def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
     """Return the SQL condition that `epoch` is the node's newest session (P3)."""
     return store.session_is_newest(node_id, epoch)
+
+
+def use_stream(conn: Connection, session: Session, stream_number: int) -> bool:
+    """Let a stream act for its node from this transaction on; False if a newer one does (RL2)."""
+    return store.use_stream(conn, session.node_id, epoch=session.epoch, stream_number=stream_number)
+
+
+def is_simple(conn: Connection, node_id: str) -> bool:
+    """Return whether a node registered without the fields that fence (rule RL4)."""
+    return store.is_simple(conn, node_id)
 
 
 def continuity_epoch(conn: Connection, node_id: str) -> int:
@@ -84,7 +107,14 @@ class GameNodeService:
         def record(conn: Connection) -> RegistrationOutcome:
             row = store.lock(conn, node_id)
             if row is None:
-                epoch = base + 1
+                removed = store.removed(conn, node_id)
+                if removed is not None and registration.last_session_epoch:
+                    raise GameNodeError(
+                        ErrorCode.CONFLICT,
+                        f"node {node_id} was removed by {removed.removed_by}",
+                        hint="an agent with an empty data folder may join under this id again",
+                    )
+                epoch = max(base, removed.session_epoch if removed is not None else 0) + 1
                 store.insert_registered(
                     conn, registration, session_id=session_id, epoch=epoch, now=now
                 )
@@ -180,6 +210,212 @@ class GameNodeService:
         """Write down when nodes were last heard."""
         await self._db.write(lambda conn: store.set_last_heartbeats(conn, beats))
 
+    # Maintenance: wanted, pushed, confirmed
+
+    async def change_state(
+        self,
+        node_id: str,
+        target: Maintenance,
+        *,
+        drain: Drain | None,
+        by: Actor,
+        reason: str,
+        now: Instant,
+    ) -> StateChange | None:
+        """Record the state that a node shall have; the same state again changes nothing (E2).
+
+        Returns the change that stands: the new one, or the one before (None where the node never
+        was in another state). It is pushed afterwards, and again until the agent confirms it.
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; CONFLICT where E2 does not allow the change.
+        """
+
+        def record(conn: Connection) -> StateChange | None:
+            row = store.lock(conn, node_id)
+            if row is None:
+                raise not_found(node_id)
+            if row.maintenance == target:
+                return store.newest_change(conn, node_id, row.state_version)
+            return _record_change(
+                conn,
+                node_id,
+                target,
+                sources=sources_of(target),
+                before=row.maintenance,
+                drain=drain,
+                by=by,
+                reason=reason,
+                now=now,
+            )
+
+        return await self._db.write(record)
+
+    async def end_running(self, change: StateChange, *, now: Instant) -> StateChange | None:
+        """Follow a drain's deadline up: end what runs, or disable; None if it is overtaken."""
+        disable = change.drain.then is DrainThen.DISABLE
+        target = Maintenance.DISABLED if disable else Maintenance.MAINTENANCE
+
+        def record(conn: Connection) -> StateChange | None:
+            row = store.lock(conn, change.node_id)
+            if row is None or row.state_version != change.version:
+                return None
+            if change.drain.then is DrainThen.KEEP:
+                store.clear_deadline(conn, change.node_id, change.version)
+                return None
+            return _record_change(
+                conn,
+                change.node_id,
+                target,
+                sources=frozenset({change.target}),
+                before=row.maintenance,
+                drain=Drain(until=change.drain.until),
+                by=SYSTEM,
+                reason=f"{change.reason} (its deadline has passed)",
+                now=now,
+                end_running=not disable,
+            )
+
+        return await self._db.write(record)
+
+    async def unconfirmed_changes(self, limit: int) -> Sequence[StateChange]:
+        """Return the newest change of every node that has not confirmed it."""
+        return await self._db.read(lambda conn: store.unconfirmed(conn, limit))
+
+    async def due_changes(self, now: Instant, limit: int) -> Sequence[StateChange]:
+        """Return the newest changes whose deadline or end has come."""
+        return await self._db.read(lambda conn: store.due(conn, now, limit))
+
+    async def state_changes(self, node_id: str, limit: int) -> Sequence[StateChange]:
+        """Return a node's newest changes, newest first."""
+        return await self._db.read(lambda conn: store.changes(conn, node_id, limit))
+
+    async def state_pushed(self, change: StateChange, *, now: Instant) -> None:
+        """Note when a change was first sent."""
+        if change.pushed_at is None:
+            await self._db.write(
+                lambda conn: store.set_change(
+                    conn, change.node_id, change.version, {"pushed_at": now}
+                )
+            )
+
+    async def confirm_state(
+        self, change: StateChange, *, confirmed_at: Instant, remaining: int | None, now: Instant
+    ) -> bool:
+        """Take the agent's word that it obeys a change; it counts for that version only (RM1)."""
+
+        def record(conn: Connection) -> bool:
+            values = {"confirmed_at": confirmed_at, "remaining": remaining, "error": ""}
+            if not store.set_change(conn, change.node_id, change.version, values):
+                return False
+            _append(
+                conn,
+                EventType.NODE_STATE_CONFIRMED,
+                change.node_id,
+                now,
+                status=change.target,
+                message=change.reason,
+            )
+            audit.append(conn, _audit_of(change, AuditOutcome.CONFIRMED, now))
+            return True
+
+        return await self._db.write(record)
+
+    async def state_failed(self, change: StateChange, error: str, *, now: Instant) -> None:
+        """Note that a change was not confirmed in time; it is tried on, and said once (E4)."""
+        if change.error:
+            return
+
+        def record(conn: Connection) -> None:
+            if store.set_change(conn, change.node_id, change.version, {"error": error}):
+                _append(
+                    conn,
+                    EventType.NODE_STATE_FAILED,
+                    change.node_id,
+                    now,
+                    status=change.target,
+                    message=error,
+                )
+                audit.append(conn, _audit_of(change, AuditOutcome.FAILED, now))
+
+        await self._db.write(record)
+
+    # What operators say, and what holds
+
+    async def describe(self, node_id: str, patch: NodePatch, *, by: Actor, now: Instant) -> None:
+        """Change a node's display name, note and labels (N2).
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; INVALID_REQUEST for a label that the host owns, or that
+                is none.
+        """
+        _check_labels(patch.labels)
+
+        def record(conn: Connection) -> None:
+            row = store.lock(conn, node_id)
+            if row is None:
+                raise not_found(node_id)
+            labels = {key: value for key, value in row.labels.items() if key not in patch.labels}
+            labels.update({key: value for key, value in patch.labels.items() if value is not None})
+            values: dict[str, object] = {"labels": labels}
+            if patch.display_name is not None:
+                values["display_name"] = patch.display_name or node_id
+            if patch.note is not None:
+                values["note"] = patch.note
+            store.set_described(conn, node_id, values)
+            changed = {
+                name: str(value) for name, value in values.items() if value != getattr(row, name)
+            }
+            _append(conn, EventType.NODE_UPDATED, node_id, now, data={**changed, "by": by.name})
+            audit.append(
+                conn,
+                AuditEntry(
+                    at=now,
+                    actor=by,
+                    action="node.update",
+                    target=node_id,
+                    before=str({name: getattr(row, name) for name in changed}),
+                    after=str(changed),
+                ),
+            )
+
+        await self._db.write(record)
+
+    async def set_conditions(
+        self, node_id: str, holding: Mapping[ConditionType, str], *, now: Instant
+    ) -> None:
+        """Write down which conditions hold; an event for each that comes or goes (N3)."""
+
+        def record(conn: Connection) -> None:
+            node = store.get(conn, node_id)
+            if node is None:
+                return
+            before = {condition.type for condition in node.conditions}
+            for kind in before - holding.keys():
+                store.clear_condition(conn, node_id, kind)
+                _append(
+                    conn,
+                    EventType.NODE_CONDITION,
+                    node_id,
+                    now,
+                    status="cleared",
+                    message=f"{kind} is over",
+                    data={"type": kind},
+                )
+            for kind in holding.keys() - before:
+                store.set_condition(conn, node_id, kind, holding[kind], now=now)
+                _append(
+                    conn,
+                    EventType.NODE_CONDITION,
+                    node_id,
+                    now,
+                    status="holds",
+                    message=holding[kind],
+                    data={"type": kind},
+                )
+
+        await self._db.write(record)
+
     async def update_inventory(self, node_id: str, inventory: Inventory, *, now: Instant) -> None:
         """Replace what is known of a node's parts; an event says so if it differs.
 
@@ -196,6 +432,126 @@ class GameNodeService:
                 _append(conn, EventType.NODE_INVENTORY_CHANGED, node_id, now)
 
         await self._db.write(record)
+
+
+def remove_node(conn: Connection, node_id: str, *, by: Actor, reason: str, now: Instant) -> None:
+    """Remove a node, within the transaction of a service that knows that nothing runs on it (N1).
+
+    Raises:
+        GameNodeError: NODE_NOT_FOUND.
+    """
+    row = store.lock(conn, node_id)
+    if row is None:
+        raise not_found(node_id)
+    store.remove(conn, node_id, epoch=row.session_epoch, by=by.name, now=now)
+    _append(conn, EventType.NODE_REMOVED, node_id, now, message=reason, data={"by": by.name})
+    audit.append(
+        conn,
+        AuditEntry(at=now, actor=by, action="node.remove", target=node_id, reason=reason),
+    )
+
+
+def _check_labels(labels: Mapping[str, str | None]) -> None:
+    problems = []
+    for key, value in labels.items():
+        if key.startswith("host/"):
+            problems.append(Violation(field=f"labels.{key}", reason="is set by the host itself"))
+        elif not _LABEL.fullmatch(key):
+            problems.append(
+                Violation(
+                    field=f"labels.{key}",
+                    reason="is no label",
+                    advice="use 1 to 63 letters, digits, dots, dashes, underscores and slashes",
+                )
+            )
+        elif value is not None and (len(value) > _LABEL_LENGTH_MAX or not value.isprintable()):
+            problems.append(
+                Violation(
+                    field=f"labels.{key}",
+                    reason=f"must be at most {_LABEL_LENGTH_MAX} printable characters",
+                )
+            )
+    if len(labels) > _LABELS_MAX:
+        problems.append(Violation(field="labels", reason=f"more than {_LABELS_MAX} at once"))
+    if problems:
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            "; ".join(f"{problem.field} {problem.reason}" for problem in problems),
+            violations=problems,
+        )
+
+
+def _record_change(
+    conn: Connection,
+    node_id: str,
+    target: Maintenance,
+    *,
+    sources: frozenset[Maintenance],
+    before: str,
+    drain: Drain | None,
+    by: Actor,
+    reason: str,
+    now: Instant,
+    end_running: bool = False,
+) -> StateChange:
+    version = store.set_maintenance(conn, node_id, target, sources=sources)
+    if version is None:
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"node {node_id} is {before} and cannot become {target}",
+            hint="a disabled node becomes normal first" if before == "disabled" else "",
+        )
+    change = StateChange(
+        node_id=node_id,
+        version=version,
+        target=target,
+        reason=reason,
+        requested_by=by.name,
+        requested_at=now,
+        pushed_at=None,
+        confirmed_at=None,
+        remaining=None,
+        error="",
+        draining=drain is not None,
+        drain=drain or Drain(),
+        end_running=end_running,
+    )
+    store.insert_change(conn, change)
+    _append(
+        conn,
+        EventType.NODE_STATE_REQUESTED,
+        node_id,
+        now,
+        status=target,
+        message=reason,
+        data={"by": by.name, "before": before, "version": str(version)},
+    )
+    audit.append(
+        conn,
+        AuditEntry(
+            at=now,
+            actor=by,
+            action="node.state",
+            target=node_id,
+            reason=reason,
+            before=before,
+            after=target,
+        ),
+    )
+    return change
+
+
+def _audit_of(change: StateChange, outcome: AuditOutcome, now: Instant) -> AuditEntry:
+    agent = Actor(kind=ActorKind.NODE, name=change.node_id, role=Role.NODE)
+    return AuditEntry(
+        at=now,
+        actor=agent if outcome is AuditOutcome.CONFIRMED else SYSTEM,
+        action="node.state",
+        target=change.node_id,
+        reason=change.reason,
+        outcome=outcome,
+        after=change.target,
+    )
 
 
 def not_found(node_id: str) -> GameNodeError:
@@ -215,7 +571,11 @@ def _append(
     *,
     status: str = "",
     message: str = "",
+    data: Mapping[str, str] | None = None,
 ) -> None:
     events.append(
-        conn, NewEvent(type=kind, at=now, node_id=node_id, status=status, message=message)
+        conn,
+        NewEvent(
+            type=kind, at=now, node_id=node_id, status=status, message=message, data=data or {}
+        ),
     )

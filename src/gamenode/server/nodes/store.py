@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, exists, insert, select, update
+from sqlalchemy import Connection, Row, delete, exists, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.inventory import Inventory
-from gamenode.domain.node import Link, Maintenance, Node, NodeType, Registration
+from gamenode.domain.node import (
+    Condition,
+    ConditionType,
+    Drain,
+    DrainThen,
+    Link,
+    Maintenance,
+    Node,
+    NodeType,
+    Registration,
+    StateChange,
+)
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
 
 _nodes: Final = schema.nodes.c
+_changes: Final = schema.state_changes.c
+_conditions: Final = schema.node_conditions.c
+_removed: Final = schema.removed_nodes.c
 
 
 def get(conn: Connection, node_id: str) -> Node | None:
     """Return a node, or None."""
     row = conn.execute(select(schema.nodes).where(_nodes.id == node_id)).first()
-    return _node(row) if row is not None else None
+    if row is None:
+        return None
+    found = conn.execute(select(schema.node_conditions).where(_conditions.node_id == node_id)).all()
+    return _node(row, newest_change(conn, node_id, row.state_version), found)
 
 
 def lock(conn: Connection, node_id: str) -> Row[Any] | None:
@@ -31,12 +48,146 @@ def lock(conn: Connection, node_id: str) -> Row[Any] | None:
 
 def every(conn: Connection) -> list[Node]:
     """Return every node, by id."""
-    return [_node(row) for row in conn.execute(select(schema.nodes).order_by(_nodes.id))]
+    changes = {
+        row.node_id: _change(row)
+        for row in conn.execute(
+            select(schema.state_changes).where(
+                _changes.node_id == _nodes.id, _changes.version == _nodes.state_version
+            )
+        )
+    }
+    conditions: dict[str, list[Row[Any]]] = {}
+    for row in conn.execute(select(schema.node_conditions)):
+        conditions.setdefault(row.node_id, []).append(row)
+    rows = conn.execute(select(schema.nodes).order_by(_nodes.id))
+    return [_node(row, changes.get(row.id), conditions.get(row.id, ())) for row in rows]
+
+
+def newest_change(conn: Connection, node_id: str, version: int) -> StateChange | None:
+    """Return the change that made a node's state what it is, or None."""
+    row = conn.execute(
+        select(schema.state_changes).where(_changes.node_id == node_id, _changes.version == version)
+    ).first()
+    return _change(row) if row is not None else None
+
+
+def changes(conn: Connection, node_id: str, limit: int) -> list[StateChange]:
+    """Return a node's newest changes, newest first."""
+    rows = conn.execute(
+        select(schema.state_changes)
+        .where(_changes.node_id == node_id)
+        .order_by(_changes.version.desc())
+        .limit(limit)
+    )
+    return [_change(row) for row in rows]
+
+
+def unconfirmed(conn: Connection, limit: int) -> list[StateChange]:
+    """Return the newest change of every node that has not confirmed it."""
+    rows = conn.execute(
+        select(schema.state_changes)
+        .where(
+            _changes.confirmed_at.is_(None),
+            _changes.node_id == _nodes.id,
+            _changes.version == _nodes.state_version,
+        )
+        .limit(limit)
+    )
+    return [_change(row) for row in rows]
+
+
+def due(conn: Connection, now: Instant, limit: int) -> list[StateChange]:
+    """Return the newest changes whose deadline or end has come."""
+    rows = conn.execute(
+        select(schema.state_changes)
+        .where(
+            or_(_changes.deadline_at <= now, _changes.until <= now),
+            _changes.node_id == _nodes.id,
+            _changes.version == _nodes.state_version,
+        )
+        .limit(limit)
+    )
+    return [_change(row) for row in rows]
+
+
+def set_maintenance(
+    conn: Connection, node_id: str, target: Maintenance, *, sources: frozenset[Maintenance]
+) -> int | None:
+    """Set the wanted state; return its version, or None if the present one does not allow it."""
+    version: int | None = conn.scalar(
+        update(schema.nodes)
+        .where(_nodes.id == node_id, _nodes.maintenance.in_(sources))
+        .values(maintenance=target, state_version=_nodes.state_version + 1)
+        .returning(_nodes.state_version)
+    )
+    return version
+
+
+def insert_change(conn: Connection, change: StateChange) -> None:
+    """Add a change of a node's state."""
+    conn.execute(
+        insert(schema.state_changes).values(
+            node_id=change.node_id,
+            version=change.version,
+            target=change.target,
+            reason=change.reason,
+            requested_by=change.requested_by,
+            requested_at=change.requested_at,
+            error=change.error,
+            drain=change.draining,
+            end_running=change.end_running,
+            deadline_at=change.drain.deadline_at,
+            then=change.drain.then,
+            until=change.drain.until,
+        )
+    )
+
+
+def clear_deadline(conn: Connection, node_id: str, version: int) -> None:
+    """Let a drain's deadline pass without a consequence."""
+    conn.execute(
+        update(schema.state_changes)
+        .where(_changes.node_id == node_id, _changes.version == version)
+        .values(deadline_at=None)
+    )
+
+
+def set_change(conn: Connection, node_id: str, version: int, values: Mapping[str, object]) -> bool:
+    """Write to a change that is not confirmed; False if it is, or is not there."""
+    return _changed(
+        conn,
+        update(schema.state_changes)
+        .where(
+            _changes.node_id == node_id,
+            _changes.version == version,
+            _changes.confirmed_at.is_(None),
+        )
+        .values(**values),
+    )
 
 
 def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
     """Return the condition that guards every write that an agent causes (P3)."""
     return exists().where(_nodes.id == node_id, _nodes.session_epoch == epoch)
+
+
+def is_simple(conn: Connection, node_id: str) -> bool:
+    """Return whether a node registered without a boot id (rule RL4)."""
+    return not conn.scalar(select(_nodes.boot_id).where(_nodes.id == node_id))
+
+
+def use_stream(conn: Connection, node_id: str, *, epoch: int, stream_number: int) -> bool:
+    """Note which stream of which session acts; return False if a newer one does already."""
+    return _changed(
+        conn,
+        update(schema.nodes)
+        .where(
+            _nodes.id == node_id,
+            _nodes.session_epoch == epoch,
+            _nodes.stream_number <= stream_number,
+        )
+        .values(stream_number=stream_number, session_used=True),
+    )
 
 
 def continuity_epoch(conn: Connection, node_id: str) -> int:
@@ -154,6 +305,47 @@ def set_last_heartbeats(conn: Connection, beats: Sequence[tuple[str, Instant]]) 
         conn.execute(update(schema.nodes).where(_nodes.id == node_id).values(last_heartbeat_at=at))
 
 
+def set_condition(
+    conn: Connection, node_id: str, kind: ConditionType, reason: str, *, now: Instant
+) -> None:
+    """Note that a condition holds from now on."""
+    conn.execute(
+        insert(schema.node_conditions).values(node_id=node_id, type=kind, reason=reason, since=now)
+    )
+
+
+def clear_condition(conn: Connection, node_id: str, kind: ConditionType) -> None:
+    """Note that a condition does not hold any more."""
+    conn.execute(
+        delete(schema.node_conditions).where(
+            _conditions.node_id == node_id, _conditions.type == kind
+        )
+    )
+
+
+def set_described(conn: Connection, node_id: str, values: Mapping[str, object]) -> None:
+    """Change what operators say of a node."""
+    conn.execute(update(schema.nodes).where(_nodes.id == node_id).values(**values))
+
+
+def remove(conn: Connection, node_id: str, *, epoch: int, by: str, now: Instant) -> None:
+    """Drop a node and what belongs to it; remember that its agent must not come back."""
+    for table in (schema.node_conditions, schema.state_changes):
+        conn.execute(delete(table).where(table.c.node_id == node_id))
+    conn.execute(delete(schema.nodes).where(_nodes.id == node_id))
+    conn.execute(delete(schema.removed_nodes).where(_removed.id == node_id))
+    conn.execute(
+        insert(schema.removed_nodes).values(
+            id=node_id, session_epoch=epoch, removed_at=now, removed_by=by
+        )
+    )
+
+
+def removed(conn: Connection, node_id: str) -> Row[Any] | None:
+    """Return who removed a node, and its last epoch; None for one that never was."""
+    return conn.execute(select(schema.removed_nodes).where(_removed.id == node_id)).first()
+
+
 def set_inventory(conn: Connection, node_id: str, inventory: Inventory) -> bool:
     """Replace what is known of a node's parts."""
     return _changed(
@@ -184,7 +376,25 @@ def _stated(registration: Registration, session_id: str, epoch: int) -> dict[str
     }
 
 
-def _node(row: Row[Any]) -> Node:
+def _change(row: Row[Any]) -> StateChange:
+    return StateChange(
+        node_id=row.node_id,
+        version=row.version,
+        target=Maintenance(row.target),
+        reason=row.reason,
+        requested_by=row.requested_by,
+        requested_at=row.requested_at,
+        pushed_at=row.pushed_at,
+        confirmed_at=row.confirmed_at,
+        remaining=row.remaining,
+        error=row.error,
+        draining=row.drain,
+        drain=Drain(deadline_at=row.deadline_at, then=DrainThen(row.then), until=row.until),
+        end_running=row.end_running,
+    )
+
+
+def _node(row: Row[Any], state_change: StateChange | None, conditions: Sequence[Row[Any]]) -> Node:
     host_labels = {f"host/{key}": value for key, value in row.host_labels.items()}
     return Node(
         id=row.id,
@@ -192,6 +402,7 @@ def _node(row: Row[Any]) -> Node:
         type=NodeType(row.type),
         maintenance=Maintenance(row.maintenance),
         state_version=row.state_version,
+        state_change=state_change,
         online=row.online,
         online_since=row.online_since,
         last_heartbeat_at=row.last_heartbeat_at,
@@ -206,6 +417,10 @@ def _node(row: Row[Any]) -> Node:
         step_runtimes=frozenset(row.step_runtimes),
         labels={**row.labels, **host_labels},
         note=row.note,
+        conditions=tuple(
+            Condition(type=ConditionType(found.type), since=found.since, reason=found.reason)
+            for found in sorted(conditions, key=lambda found: str(found.type))
+        ),
         inventory=msgspec.convert(row.inventory, Inventory),
         registered_at=row.registered_at,
     )

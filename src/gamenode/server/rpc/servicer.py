@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import grpc.aio
 
@@ -39,8 +39,6 @@ class RpcSettings:
 
     message_bytes_max: int = 4 * 1024 * 1024
     inventory_interval_s: float = 24 * 3600.0
-    required_stop_s: float = 5.0
-    """How long calls may take to end when the server stops."""
 
 
 class GameNodeServer(pb_grpc.GameNodeServiceServicer):
@@ -227,6 +225,10 @@ class GameNodeServer(pb_grpc.GameNodeServiceServicer):
         async for batch in self._feed.follow(after, wanted):
             for event in batch:
                 yield codec.encode_event(event)
+        # Events have no end of their own.
+        raise GameNodeError(
+            ErrorCode.UNAVAILABLE, "the server is stopping", retry_after_s=_STOPPING_RETRY_S
+        )
 
     async def _sender(self, pipeline_id: str, session_id: str) -> tuple[str, Session | None]:
         """Return the node that a report must come from, and its session if it is the newest."""
@@ -244,4 +246,5 @@ class GameNodeServer(pb_grpc.GameNodeServiceServicer):
         )
 
 
-_REGISTER_AGAIN = "the session is unknown or superseded: register again"
+_STOPPING_RETRY_S: Final = 1.0
+_REGISTER_AGAIN: Final = "the session is unknown or superseded: register again"

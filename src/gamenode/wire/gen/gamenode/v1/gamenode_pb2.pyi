@@ -465,6 +465,7 @@ class HeartbeatRequest(_message.Message):
     INVENTORY_HASH_FIELD_NUMBER: _builtins.int
     RESOURCE_INFO_FIELD_NUMBER: _builtins.int
     ROUND_TRIP_S_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node's id."""
     timestamp: _builtins.int
@@ -479,6 +480,10 @@ class HeartbeatRequest(_message.Message):
     def resource_info(self) -> Global___ResourceInfo:
         """The inventory itself, where a client prefers to send it here."""
 
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeCondition]:
+        """What holds on the node now; what is not named here does not hold (any more)."""
+
     def __init__(
         self,
         *,
@@ -488,16 +493,43 @@ class HeartbeatRequest(_message.Message):
         inventory_hash: _builtins.str = ...,
         resource_info: Global___ResourceInfo | None = ...,
         round_trip_s: _builtins.float | None = ...,
+        conditions: _abc.Iterable[Global___NodeCondition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_round_trip_s", b"_round_trip_s", "resource_info", b"resource_info", "round_trip_s", b"round_trip_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_round_trip_s", b"_round_trip_s", "inventory_hash", b"inventory_hash", "node_id", b"node_id", "resource_info", b"resource_info", "round_trip_s", b"round_trip_s", "session_id", b"session_id", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_round_trip_s", b"_round_trip_s", "conditions", b"conditions", "inventory_hash", b"inventory_hash", "node_id", b"node_id", "resource_info", b"resource_info", "round_trip_s", b"round_trip_s", "session_id", b"session_id", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__round_trip_s: _TypeAlias = _typing.Literal["round_trip_s"]  # noqa: Y015
     _WhichOneofArgType__round_trip_s: _TypeAlias = _typing.Literal["_round_trip_s", b"_round_trip_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__round_trip_s) -> _WhichOneofReturnType__round_trip_s | None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class NodeCondition(_message.Message):
+    """Something about a node that an operator should know."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """What, as a constant such as DISK_PRESSURE."""
+    reason: _builtins.str
+    """Why, in words."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeCondition: _TypeAlias = NodeCondition  # noqa: Y015
 
 @_typing.final
 class HeartbeatResponse(_message.Message):
