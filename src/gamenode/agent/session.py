@@ -21,6 +21,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Closed,
     CloseReason,
+    CollectOrder,
     Dispatch,
     FencedOrder,
     FollowLog,
@@ -322,7 +323,7 @@ class Session:
         _ = self._supervisor.start(name, self._carry_out(stream, fenced.sequence, fenced.order))
 
     async def _carry_out(self, stream: AgentStream, sequence: int, order: Order | None) -> None:
-        if order is None:
+        if order is None or isinstance(order, CollectOrder):
             answer = OrderAnswer(
                 outcome=OrderOutcome.REFUSED,
                 reason=Reason.UNSUPPORTED,
