@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -108,14 +109,26 @@ def certainly_unwritten(error: Exception) -> bool:
 class Journal:
     """The agent's durable memory. Every method returns when it is on disk."""
 
-    def __init__(self, path: Path, *, group_max: int = 256, queue_max: int = 10_000) -> None:
-        """Open or create the file at `path`."""
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        group_max: int = 256,
+        queue_max: int = 10_000,
+        pool: Executor | None = None,
+    ) -> None:
+        """Open or create the file at `path`; None: keep it in memory, for as long as this lives.
+
+        Writes run in `pool`, which stays open; without one, on a thread of their own.
+        """
+        self._connection = sqlite3.connect(
+            path or ":memory:", isolation_level=None, check_same_thread=False
+        )
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_SCHEMA)
         self._worker: GroupWorker[_Write, object] = GroupWorker(
-            self._run_group, name="journal", group_max=group_max, queue_max=queue_max
+            self._run_group, name="journal", group_max=group_max, queue_max=queue_max, pool=pool
         )
 
     async def close(self) -> None:
