@@ -124,6 +124,9 @@ class Journal:
         self._connection = sqlite3.connect(
             path or ":memory:", isolation_level=None, check_same_thread=False
         )
+        if path is None:
+            # Most of its pages hold next to nothing, and there may be thousands of journals.
+            self._connection.execute("PRAGMA page_size=512")
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_SCHEMA)

@@ -20,8 +20,8 @@ class GroupWorker(Generic[Item, Result]):
     """Collects what callers submit while a group runs; that is the next group.
 
     `run` gets the items of one group on a thread and returns one result or exception for each, in
-    order; it is never called twice at once. A caller that is cancelled leaves its item in the group: what was submitted
-    is carried out (rule RC3).
+    order; it is never called twice at once. A caller that is cancelled leaves its item in the
+    group: what was submitted is carried out (rule RC3).
     """
 
     def __init__(
