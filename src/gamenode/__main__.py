@@ -54,6 +54,8 @@ AGENT_SECTIONS: Final = frozenset(
         "link",
         "session",
         "conditions",
+        "collector",
+        "inventory",
         "runner",
         "logs",
     }
