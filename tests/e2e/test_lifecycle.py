@@ -217,3 +217,25 @@ def test_dev_is_ready_with_several_nodes(cluster: Cluster) -> None:
     assert {node["id"]: node["online"] for node in nodes} == {
         f"local-{number}": True for number in (1, 2, 3)
     }
+
+
+def test_dev_hands_settings_of_the_environment_to_the_program_that_knows_them(
+    cluster: Cluster,
+) -> None:
+    dev = cluster.start(
+        *("dev", "--runtime", "process", "--data", str(cluster.folder)),
+        name="dev",
+        SERVER__HTTP=cluster.http,
+        SERVER__GRPC=cluster.grpc,
+        NODES__HEARTBEAT_INTERVAL_S="1.5",
+        SESSION__HEARTBEAT_RETRIES="2",
+    )
+    eventually(lambda: "(online)" in dev.stdout, "its node is online")
+    assert cluster.run(pipeline(step("a", "echo hello"))).stdout == "hello\n"
+
+
+def test_a_setting_that_nobody_knows_is_named(cluster: Cluster) -> None:
+    done = cluster.dev_unawaited(NODES__HEARTBEAT_INTREVAL_S="1").done()
+    assert done.exit_code == USAGE
+    assert "GAMENODE_NODES__HEARTBEAT_INTREVAL_S" in done.stderr
+    assert "did you mean nodes.heartbeat_interval_s?" in done.stderr
