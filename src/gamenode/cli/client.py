@@ -157,6 +157,10 @@ class ApiClient:
         headers = {"Content-Type": "application/json", **(headers or {})}
         return self.send(Request("POST", API + path, body=content, headers=headers)).json()
 
+    def delete(self, path: str) -> Any:
+        """Delete what is at `path` below /api/v1; return the answer's JSON."""
+        return self.send(Request("DELETE", API + path)).json()
+
     def items(self, path: str, query: Query) -> Iterator[Body]:
         """Yield every item of the list at `path`, page after page, as far as they are asked for."""
         cursor: str | None = None
