@@ -104,7 +104,7 @@ def test_a_taken_port_is_named_with_the_flag_that_changes_it(
     eventually(lambda: not cluster.below(), "nothing stays behind")
 
 
-def test_a_data_folder_in_use_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_data_folder_in_use_is_refused(cluster: Cluster) -> None:
     with_other_ports = Cluster(cluster.folder)
     cluster.server()
     cluster.agent()
@@ -183,7 +183,7 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
         stream = plain.getresponse()
         waiting = pool.submit(cluster.request, "GET", f"/api/v1/pipelines/{pipeline_id}?wait=60s")
         stub = pb_grpc.GameNodeServiceStub(channel)
-        signed = [("authorization", cluster.bearer)]
+        signed = (("authorization", cluster.bearer),)
         watching = stub.WatchEvents(pb.WatchEventsRequest(after=0), metadata=signed)
         following = stub.StreamLogs(
             pb.LogRequest(pipeline_id=pipeline_id, step_id="a", follow=True), metadata=signed

@@ -13,6 +13,7 @@ from random import Random
 from typing import Final
 
 from gamenode import __version__
+from gamenode.agent.conditions import HostConditions
 from gamenode.agent.inventory import host
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import GrpcLink, Link
@@ -84,6 +85,7 @@ class Agent:
             uploader=self._uploader,
             outbox=self._outbox,
             registration=self._registration,
+            conditions=HostConditions(data, self._runtime, settings.conditions).look,
             clock=clock,
             random=random,
             settings=settings.session,

@@ -8,12 +8,14 @@ from typing import Final, Protocol
 
 import grpc
 import grpc.aio
-import xxhash
 
 from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
+from gamenode.domain.errors import GameNodeError
 from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
 from gamenode.domain.node import Heartbeat, Registration, RegistrationAnswer
 from gamenode.wire import codec
+from gamenode.wire.cri import checksum
+from gamenode.wire.errors import code_of
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 
@@ -80,7 +82,11 @@ class Link(Protocol):
     """How an agent reaches its server: over gRPC, or in tests through a lossy stand-in."""
 
     async def register(self, registration: Registration) -> RegistrationAnswer:
-        """Register the node."""
+        """Register the node.
+
+        Raises:
+            LinkError: the server refused, or could not be asked; so does `open`.
+        """
 
     async def open(self, statement: Statement) -> AgentStream:
         """Open a stream with a statement."""
@@ -88,14 +94,18 @@ class Link(Protocol):
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
     ) -> AppendAnswer:
-        """Store one chunk of a log at its offset; an empty one asks where to go on."""
+        """Store one chunk of a log at its offset; an empty one asks where to go on.
+
+        Raises:
+            GameNodeError: what the server refused, or UNAVAILABLE.
+        """
 
     async def close(self) -> None:
         """Close the connection."""
 
 
 class GrpcLink:
-    """The link over gRPC: one channel, opened at the first call. Methods raise `LinkError`."""
+    """The link over gRPC: one channel, opened at the first call."""
 
     def __init__(self, address: str, settings: LinkSettings) -> None:
         """Reach the server at `address` (host:port)."""
@@ -134,13 +144,13 @@ class GrpcLink:
             key=key,
             offset=offset,
             chunk=chunk,
-            checksum=xxhash.xxh3_64_intdigest(chunk),
+            checksum=checksum(chunk),
             position=position,
         )
         try:
             response = await self._stub().AppendLogs(request, timeout=self._settings.call_timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise _link_error(error) from error
+            raise _refusal(error) from error
         return codec.decode_append_answer(response)
 
     async def close(self) -> None:
@@ -178,6 +188,7 @@ class _GrpcStream:
     ) -> None:
         self._call = call
         self._write_timeout_s = write_timeout_s
+        self._writing = asyncio.Lock()
 
     async def read(self) -> ServerWord | None:
         try:
@@ -213,7 +224,8 @@ class _GrpcStream:
 
     async def write(self, message: pb.AgentMessage) -> None:
         try:
-            async with asyncio.timeout(self._write_timeout_s):
+            # One at a time: gRPC ends a call on which two writes meet.
+            async with asyncio.timeout(self._write_timeout_s), self._writing:
                 await self._call.write(message)
         except grpc.aio.AioRpcError as error:
             raise _link_error(error) from error
@@ -226,6 +238,12 @@ class _GrpcStream:
 def _link_error(error: grpc.aio.AioRpcError) -> LinkError:
     code = error.code()
     return LinkError(f"{code.name}: {error.details()}", transient=code in _TRANSIENT)
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> GameNodeError:
+    """Return the error that the server raised, read back from its status."""
+    name, _, message = (error.details() or "").partition(": ")
+    return GameNodeError(code_of(name, grpc_status=error.code().name), message or name)
 
 
 def _ms(seconds: float) -> int:

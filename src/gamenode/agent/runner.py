@@ -22,11 +22,11 @@ from gamenode.domain.command import (
     Dispatch,
     ExecuteOrder,
     GrantedStep,
-    Order,
     OrderAnswer,
     OrderOutcome,
     StateConfirmation,
     StateOrder,
+    WorkOrder,
 )
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.log import LogEnd, LogKey, LogPosition
@@ -127,7 +127,7 @@ class Runner:
         """Return every dispatch that the server has not released."""
         return list(self._works)
 
-    async def take(self, order: Order) -> OrderAnswer:
+    async def take(self, order: WorkOrder) -> OrderAnswer:
         """Accept an order durably, or refuse it. Repeats are harmless.
 
         Source: RL2, RA2.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -21,6 +21,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Closed,
     CloseReason,
+    CollectOrder,
     Dispatch,
     FencedOrder,
     FollowLog,
@@ -34,6 +35,7 @@ from gamenode.domain.command import (
     Welcome,
 )
 from gamenode.domain.node import (
+    ConditionType,
     Heartbeat,
     HeartbeatResult,
     Registration,
@@ -118,6 +120,7 @@ class Session:
         uploader: LogUploader,
         outbox: Outbox,
         registration: Callable[[int | None], Awaitable[Registration]],
+        conditions: Callable[[], Awaitable[Mapping[ConditionType, str]]],
         clock: Clock,
         random: Random,
         settings: SessionSettings,
@@ -129,6 +132,7 @@ class Session:
         self._uploader = uploader
         self._outbox = outbox
         self._registration = registration
+        self._conditions = conditions
         self._clock = clock
         self._random = random
         self._settings = settings
@@ -322,7 +326,7 @@ class Session:
         _ = self._supervisor.start(name, self._carry_out(stream, fenced.sequence, fenced.order))
 
     async def _carry_out(self, stream: AgentStream, sequence: int, order: Order | None) -> None:
-        if order is None:
+        if order is None or isinstance(order, CollectOrder):
             answer = OrderAnswer(
                 outcome=OrderOutcome.REFUSED,
                 reason=Reason.UNSUPPORTED,
@@ -385,6 +389,7 @@ class Session:
             broken.set()
 
     async def _one_beat(self, stream: AgentStream, answer: RegistrationAnswer) -> bool:
+        conditions = await self._conditions()
         for _ in range(1 + self._settings.heartbeat_retries):
             self._beat_answered.clear()
             sent_s = self._clock.monotonic_s()
@@ -394,6 +399,7 @@ class Session:
                     session_id=answer.session_id,
                     sent_at=self._clock.now(),
                     round_trip_s=self._round_trip_s,
+                    conditions=conditions,
                 )
             )
             try:

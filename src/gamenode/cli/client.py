@@ -142,6 +142,17 @@ class ApiClient:
         """Return the JSON at `path` below /api/v1; the server may take `wait_s` for it."""
         return self.send(Request("GET", API + path, query or {}, wait_s=wait_s)).json()
 
+    def patch(self, path: str, body: Body) -> Any:
+        """Patch what is at `path` below /api/v1; return the answer's JSON."""
+        content = json.dumps(body, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json"}
+        return self.send(Request("PATCH", API + path, body=content, headers=headers)).json()
+
+    def delete(self, path: str, query: Query | None = None) -> Any:
+        """Delete what is at `path` below /api/v1; return the answer's JSON, if it has any."""
+        answer = self.send(Request("DELETE", API + path, query or {}))
+        return answer.json() if answer.body else None
+
     def put(self, path: str, body: Body, query: Query | None = None, *, wait_s: float = 0.0) -> Any:
         """Put `body` to `path` below /api/v1; return the answer's JSON."""
         content = json.dumps(body, ensure_ascii=False).encode()
@@ -156,10 +167,6 @@ class ApiClient:
         content = json.dumps(body, ensure_ascii=False).encode()
         headers = {"Content-Type": "application/json", **(headers or {})}
         return self.send(Request("POST", API + path, body=content, headers=headers)).json()
-
-    def delete(self, path: str) -> Any:
-        """Delete what is at `path` below /api/v1; return the answer's JSON."""
-        return self.send(Request("DELETE", API + path)).json()
 
     def items(self, path: str, query: Query) -> Iterator[Body]:
         """Yield every item of the list at `path`, page after page, as far as they are asked for."""

@@ -64,7 +64,8 @@ def create(invocation: Invocation, *, role: str, name: str, ttl: str) -> None:
     """Make a token and show it: this once, and nowhere again."""
     made: Body = invocation.client.post("/tokens", {"role": role, "name": name, "ttl": ttl})
     invocation.output.item(made, _NEW, brief=True)
-    invocation.output.tell("keep the token now: nobody can show it again")
+    if invocation.output.on_terminal():
+        invocation.output.tell("keep the token now: nobody can show it again")
 
 
 @tokens.command(

@@ -14,7 +14,16 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from tests.support.bodies import PIPELINE_ID, event, node, page, pipeline, step
+from tests.support.bodies import (
+    PIPELINE_ID,
+    audit_entry,
+    event,
+    node,
+    page,
+    pipeline,
+    step,
+    token,
+)
 from tests.support.fake_api import FakeApi, Reply, fake_api, problem
 from tests.support.program import Program
 
@@ -44,9 +53,17 @@ ARGUMENTS = {
     ("pipelines", "cancel"): [PIPELINE_ID],
     ("logs",): [f"{PIPELINE_ID}/fetch"],
     ("nodes", "show"): ["fra-07"],
+    ("nodes", "maintenance"): ["fra-07", "--reason", "fans"],
+    ("nodes", "disable"): ["fra-07", "--yes"],
+    ("nodes", "enable"): ["fra-07"],
+    ("nodes", "label"): ["fra-07", "zone=a", "rack-"],
+    ("nodes", "note"): ["fra-07", "loud"],
+    ("nodes", "remove"): ["fra-07", "--yes"],
     ("context", "use"): ["lab"],
     ("context", "add"): ["new", "--url", "http://127.0.0.1:1"],
     ("context", "remove"): ["lab"],
+    ("tokens", "create"): ["--role", "viewer", "--name", "grafana", "--no-headers"],
+    ("tokens", "revoke"): ["grafana"],
     ("completion",): ["bash"],
     ("api",): ["GET", "nodes"],
 }
@@ -58,6 +75,9 @@ def api() -> Iterator[FakeApi]:
         done = pipeline("COMPLETED", step(status="COMPLETED"))
         served.on("GET", "/nodes", Reply(page(node())))
         served.on("GET", "/nodes/fra-07", Reply(node()))
+        served.on("PUT", "/nodes/fra-07/state", Reply(node()))
+        served.on("PATCH", "/nodes/fra-07", Reply(node()))
+        served.on("DELETE", "/nodes/fra-07", Reply(b"", status=204))
         served.on("GET", "/pipelines", Reply(page(done)))
         served.on("GET", f"/pipelines/{PIPELINE_ID}", Reply(done))
         served.on("POST", "/pipelines", Reply(done, 201))
@@ -65,6 +85,12 @@ def api() -> Iterator[FakeApi]:
         declared = {"name": "x", "description": "", "args": [], "envs": [], "steps": []}
         served.on("POST", "/pipelines:validate", Reply(declared))
         served.on("GET", "/events", Reply(page(event(1))))
+        served.on("GET", "/tokens", Reply(page(token())))
+        served.on("POST", "/tokens", Reply({**token(), "token": "gn_secret"}, 201))
+        served.on("DELETE", f"/tokens/{PIPELINE_ID}", Reply(token()))
+        served.on("GET", "/audit", Reply(page(audit_entry())))
+        verdict = {"ok": True, "rows": 1, "head": "ab" * 32, "first_bad": None}
+        served.on("GET", "/audit:verify", Reply(verdict))
         served.on("GET", "/version", Reply({"version": "0.1.0", "api": "v1"}))
         line = b"2026-11-24T21:58:21.123456789Z stdout F hello\n"
         served.on("GET", ".*/logs", Reply(line, headers={"log-offset": "0"}))

@@ -66,8 +66,6 @@ class Attached:
     """A run as its folder shows it."""
 
     claim: Claim
-    members: Members | None
-    """None where nothing of it can live: it is of another boot, or never came to run."""
     supervisor: ProcessStat | None
     """None if it is dead."""
     end: Ended | None
@@ -139,29 +137,37 @@ class Claims:
         """Return what there is of `run`; None without a claim."""
         if (claim := self.read(run)) is None:
             return None
-        if claim.boot_id != self.boot_id:
-            end = self.end(run, claim, now=now)
-            return Attached(claim=claim, members=None, supervisor=None, end=end)
         deadline = time.monotonic() + self._adoption_s
         while True:
             # In this order: what holds the lock may write its name only now.
             locked = self._locked(run)
             supervisor = self._supervisor(run)
-            members = members_of(claim, supervisor)
             if not locked:
+                members = self.members(run, claim)
                 left = members is not None and members.pids()
                 return Attached(
                     claim=claim,
-                    members=members,
                     supervisor=None,
                     end=None if left else self.end(run, claim, now=now),
                 )
             if supervisor is not None and supervisor.lives():
-                return Attached(claim=claim, members=members, supervisor=supervisor, end=None)
+                return Attached(claim=claim, supervisor=supervisor, end=None)
             if time.monotonic() > deadline:
                 message = f"{self.folder(run)}: locked by a process that does not show itself"
                 raise TimeoutError(message)
             time.sleep(0.002)  # it is just being started, or has just ended
+
+    def members(self, run: RunKey, claim: Claim) -> Members | None:
+        """Return the processes of `run`, None where nothing of it can live.
+
+        That is so after a reboot, and as long as its supervisor has not come to start it.
+        """
+        if claim.boot_id != self.boot_id:
+            return None
+        if claim.cgroup:
+            return Cgroup(Path(claim.cgroup))
+        supervisor = self._supervisor(run)
+        return None if supervisor is None else Session(supervisor)
 
     def shown(self, run: RunKey) -> bool:
         """Return whether the supervisor of `run` has written its name: signals reach its traps."""
@@ -216,13 +222,6 @@ class Claims:
             return ProcessStat.parse((self.folder(run) / "supervisor").read_text())
         except (FileNotFoundError, ValueError):
             return None  # not written yet
-
-
-def members_of(claim: Claim, supervisor: ProcessStat | None) -> Members | None:
-    """Return what belongs to a run, None if it cannot have come to run."""
-    if claim.cgroup:
-        return Cgroup(Path(claim.cgroup))
-    return None if supervisor is None else Session(supervisor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -23,7 +23,13 @@ from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from aiodocker import Docker, DockerError
-from aiohttp import ClientConnectionError, ClientPayloadError, ClientTimeout, UnixConnector
+from aiohttp import (
+    ClientConnectionError,
+    ClientError,
+    ClientPayloadError,
+    ClientTimeout,
+    UnixConnector,
+)
 
 from gamenode.agent.runtime import (
     Ended,
@@ -318,6 +324,15 @@ class DockerRuntime:
         filters = json.dumps({"label": [label]})
         listed = await engine.containers.list(all=1, filters=filters)
         return [spec.run_of(it["Labels"]) for it in listed]
+
+    async def problem(self) -> str:
+        """Return why the engine cannot be used now; empty when it answers."""
+        try:
+            engine = await self._engine()
+            await engine.version()
+        except (DockerError, ClientError, OSError) as error:
+            return f"no engine answers at {self._settings.socket}: {error}"
+        return ""
 
     async def close(self) -> None:
         """Hang up."""

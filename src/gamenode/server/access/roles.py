@@ -38,6 +38,8 @@ ROLES: Final[Mapping[str, Role]] = MappingProxyType(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.VIEWER,
         "GET /api/v1/nodes": Role.VIEWER,
         "GET /api/v1/nodes/{node}": Role.VIEWER,
+        "PATCH /api/v1/nodes/{node}": Role.OPERATOR,
+        "DELETE /api/v1/nodes/{node}": Role.ADMIN,
         "PUT /api/v1/nodes/{node}/state": Role.ADMIN,
         "POST /api/v1/nodes:state": Role.ADMIN,
         "GET /api/v1/nodes/{node}/state-changes": Role.VIEWER,
@@ -67,6 +69,8 @@ ACTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         _SERVICE + "Execute": "pipeline.create",
         _SERVICE + "Cancel": "pipeline.cancel",
+        "PATCH /api/v1/nodes/{node}": "node.update",
+        "DELETE /api/v1/nodes/{node}": "node.remove",
         "PUT /api/v1/nodes/{node}/state": "node.state",
         "POST /api/v1/nodes:state": "node.state",
         "POST /api/v1/pipelines": "pipeline.create",

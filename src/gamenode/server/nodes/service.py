@@ -46,6 +46,16 @@ def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
     return store.session_is_newest(node_id, epoch)
 
 
+def use_stream(conn: Connection, session: Session, stream_number: int) -> bool:
+    """Let a stream act for its node from this transaction on; False if a newer one does (RL2)."""
+    return store.use_stream(conn, session.node_id, epoch=session.epoch, stream_number=stream_number)
+
+
+def is_simple(conn: Connection, node_id: str) -> bool:
+    """Return whether a node registered without the fields that fence (rule RL4)."""
+    return store.is_simple(conn, node_id)
+
+
 def continuity_epoch(conn: Connection, node_id: str) -> int:
     """Return the oldest epoch that the node's newest session continues (rule RL3)."""
     return store.continuity_epoch(conn, node_id)

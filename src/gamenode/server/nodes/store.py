@@ -171,6 +171,25 @@ def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
     return exists().where(_nodes.id == node_id, _nodes.session_epoch == epoch)
 
 
+def is_simple(conn: Connection, node_id: str) -> bool:
+    """Return whether a node registered without a boot id (rule RL4)."""
+    return not conn.scalar(select(_nodes.boot_id).where(_nodes.id == node_id))
+
+
+def use_stream(conn: Connection, node_id: str, *, epoch: int, stream_number: int) -> bool:
+    """Note which stream of which session acts; return False if a newer one does already."""
+    return _changed(
+        conn,
+        update(schema.nodes)
+        .where(
+            _nodes.id == node_id,
+            _nodes.session_epoch == epoch,
+            _nodes.stream_number <= stream_number,
+        )
+        .values(stream_number=stream_number, session_used=True),
+    )
+
+
 def continuity_epoch(conn: Connection, node_id: str) -> int:
     """Return the oldest epoch that the node's newest session continues (rule RL3)."""
     epoch: int = conn.scalar(select(_nodes.continuity_epoch).where(_nodes.id == node_id)) or 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gamenode.domain.command import (
@@ -41,7 +42,7 @@ class DispatcherSettings:
 
     sweep_interval_s: float = 2.0
     batch_max: int = 256
-    """How many waiting pipelines one round looks at."""
+    """How many waiting pipelines are looked at together."""
     answer_timeout_s: float = 15.0
     refused_wait_s: float = 1.0
     """How long a pipeline waits after a node refused it for now."""
@@ -68,6 +69,7 @@ class TaskDispatcher:
         self._supervisor = Supervisor()
         self._wake = Wake()
         self._not_before_s: dict[str, float] = {}
+        self._whole_queue_s = clock.monotonic_s()
         self._sending: set[Dispatch] = set()
         self._cancelling: set[Dispatch] = set()
 
@@ -79,10 +81,18 @@ class TaskDispatcher:
         """Place and cancel until cancelled."""
         while True:
             await self._wake.wait(self._settings.sweep_interval_s)
-            if await self._place_queued():
-                self._wake.ring()
-            await self._send_unacknowledged()
-            await self._send_cancels()
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Place what waits, and send what agents have not acknowledged."""
+        await self._place_queued()
+        unacknowledged_by, cancelling_on = await self._service.owed_nodes()
+        await self._send_unacknowledged(self._reachable(unacknowledged_by))
+        await self._send_cancels(self._reachable(cancelling_on))
+
+    def _reachable(self, node_ids: Iterable[str]) -> list[str]:
+        """Return who can be sent something now; the others are told when they are back."""
+        return [node_id for node_id in node_ids if self._nodes.connection(node_id) is not None]
 
     async def close(self) -> None:
         """Stop waiting for answers; the next statement of each agent says what it holds."""
@@ -118,17 +128,34 @@ class TaskDispatcher:
         if connection is not None and self._logs.is_live(pipeline_id, step) is live:
             connection.say(FollowLog(pipeline_id=pipeline_id, step=step, live=live))
 
-    async def _place_queued(self) -> bool:
-        """Bind what fits; return whether another round may find more."""
-        waiting, loads = await self._service.queue(self._settings.batch_max)
-        if not waiting:
-            self._not_before_s.clear()
-            return False
+    async def _place_queued(self) -> None:
+        """Bind what fits.
+
+        What cannot be placed must not hide what can: the whole queue is looked at every sweep
+        interval, in between its head, and what follows as long as something is placed.
+        """
         now_s = self._clock.monotonic_s()
-        candidates = {c.node_id: c for c in self._nodes.candidates(loads)}
+        self._not_before_s = {
+            pipeline_id: at_s for pipeline_id, at_s in self._not_before_s.items() if at_s > now_s
+        }
+        whole = now_s >= self._whole_queue_s
+        if whole:
+            self._whole_queue_s = now_s + self._settings.sweep_interval_s
+        more, last = True, None
+        while more:
+            waiting, loads = await self._service.queue(self._settings.batch_max, last)
+            placed = await self._place(waiting, loads)
+            more = len(waiting) == self._settings.batch_max and (whole or placed)
+            last = waiting[-1].position if waiting else None
+
+    async def _place(self, waiting: Sequence[QueuedPipeline], loads: Mapping[str, int]) -> bool:
+        """Bind which of these fit; return whether any did."""
+        now_s = self._clock.monotonic_s()
+        candidates = {c.node_id: c for c in self._nodes.candidates(loads)} if waiting else {}
         chosen: list[tuple[QueuedPipeline, str]] = []
         reasons: dict[str, str] = {}
         for queued in waiting:
+            await asyncio.sleep(0)  # heartbeats come first, however many nodes there are (P14)
             if self._not_before_s.get(queued.id, 0.0) > now_s:
                 continue
             decision = place(_demand(queued), candidates.values())
@@ -139,9 +166,21 @@ class TaskDispatcher:
             chosen.append((queued, decision.node_id))
             candidates[decision.node_id] = _loaded(candidates[decision.node_id])
         if reasons:
+            await self._explain(reasons)
+        return any(
+            await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
+        )
+
+    async def _explain(self, reasons: Mapping[str, str]) -> None:
+        try:
             await self._service.explain_waiting(reasons)
-        results = await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
-        return any(results) and len(waiting) == self._settings.batch_max
+        except GameNodeError as error:
+            # Words for people: they must not hold up what can be done without the disk.
+            _log.warning(
+                "why pipelines wait was not written down: %s",
+                error,
+                extra={"event": "pipeline.waiting_unwritten"},
+            )
 
     async def _bind(self, queued: QueuedPipeline, node_id: str) -> bool:
         try:
@@ -174,7 +213,9 @@ class TaskDispatcher:
                 self._not_before_s[pipeline_id] = (
                     self._clock.monotonic_s() + self._settings.refused_wait_s
                 )
-                await self._service.requeue(order.dispatch, f"node {node_id}: {answer.message}")
+                await self._service.requeue(
+                    order.dispatch, f"node {node_id}: {answer.message}", now=now
+                )
             else:
                 try:
                     reason = Reason(answer.reason)
@@ -184,23 +225,25 @@ class TaskDispatcher:
         finally:
             self._sending.discard(order.dispatch)
 
-    async def _send_unacknowledged(self) -> None:
+    async def _send_unacknowledged(self, node_ids: Sequence[str]) -> None:
         """Send again what was bound while its node's stream was not open yet.
 
         Harmless where the agent has it: it answers that it is a repeat. What its journal may have
         forgotten is settled when its statement is reconciled, before the stream opens.
         """
-        bound = await self._service.unacknowledged(self._settings.batch_max)
+        if not node_ids:
+            return
+        bound = await self._service.unacknowledged(node_ids, self._settings.batch_max)
         for node_id, dispatch in bound:
             if dispatch not in self._sending and self._nodes.connection(node_id) is not None:
                 self.send(node_id, await self._service.order(dispatch))
 
-    async def _send_cancels(self) -> None:
-        for wanted in await self._service.cancelling(self._settings.batch_max):
+    async def _send_cancels(self, node_ids: Sequence[str]) -> None:
+        if not node_ids:
+            return
+        for wanted in await self._service.cancelling(node_ids, self._settings.batch_max):
             if wanted.dispatch in self._cancelling:
                 continue
-            if self._nodes.connection(wanted.node_id) is None:
-                continue  # it is told when it is back
             self._cancelling.add(wanted.dispatch)
             name = f"cancel {wanted.dispatch.pipeline_id}"
             _ = self._supervisor.start(name, self._cancel(wanted))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,7 +107,10 @@ def newest(
         query = query.where(_pipelines.node_id == node)
     if q:
         query = query.where(
-            or_(_pipelines.name.contains(q, autoescape=True), _pipelines.id.startswith(q))
+            or_(
+                _pipelines.name.contains(q, autoescape=True),
+                _pipelines.id.contains(q, autoescape=True),
+            )
         )
     if before is not None:
         at, last_id = before
@@ -122,20 +125,37 @@ def newest(
     return [_pipeline(row, steps[row.id]) for row in rows]
 
 
-def queued(conn: Connection, limit: int) -> list[QueuedPipeline]:
-    """Return what waits for a node: higher priority first, then older."""
-    rows = conn.execute(
+def queued(
+    conn: Connection, limit: int, after: tuple[int, Instant, str] | None
+) -> list[QueuedPipeline]:
+    """Return what waits for a node behind `after`: higher priority first, then older."""
+    query = (
         select(
             _pipelines.id,
             _pipelines.wanted_node,
             _pipelines.selector,
             _pipelines.envs_needed,
             _pipelines.waiting,
+            _pipelines.priority,
+            _pipelines.created_at,
         )
         .where(_pipelines.status == Status.PENDING, _pipelines.node_id == "")
-        .order_by(_pipelines.priority.desc(), _pipelines.created_at)
-        .limit(limit)
+        .order_by(_pipelines.priority.desc(), _pipelines.created_at, _pipelines.id)
     )
+    if after is not None:
+        priority, created_at, pipeline_id = after
+        query = query.where(
+            or_(
+                _pipelines.priority < priority,
+                and_(_pipelines.priority == priority, _pipelines.created_at > created_at),
+                and_(
+                    _pipelines.priority == priority,
+                    _pipelines.created_at == created_at,
+                    _pipelines.id > pipeline_id,
+                ),
+            )
+        )
+    rows = conn.execute(query.limit(limit))
     return [
         QueuedPipeline(
             id=row.id,
@@ -143,6 +163,7 @@ def queued(conn: Connection, limit: int) -> list[QueuedPipeline]:
             selector=row.selector,
             envs_needed=frozenset(row.envs_needed),
             waiting=row.waiting,
+            position=(row.priority, row.created_at, row.id),
         )
         for row in rows
     ]
@@ -182,22 +203,42 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
     ]
 
 
-def unacknowledged(conn: Connection, limit: int) -> list[tuple[str, Dispatch]]:
-    """Return what was bound to a node that has not said that it took it: (node, dispatch)."""
+_UNACKNOWLEDGED: Final = and_(
+    _pipelines.node_id != "",
+    _pipelines.status == Status.PENDING,
+    _pipelines.acknowledged_at.is_(None),
+)
+_CANCELLING: Final = and_(
+    _pipelines.cancel_requested_at.is_not(None),
+    _pipelines.cancel_acknowledged_at.is_(None),
+    _pipelines.node_id != "",
+)
+
+
+def owed_nodes(conn: Connection) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the nodes that have not said that they took a dispatch, or know of a wanted end."""
+    nodes_of = (
+        select(_pipelines.node_id).where(condition).distinct()
+        for condition in (_UNACKNOWLEDGED, _CANCELLING)
+    )
+    unacknowledged_by, cancelling_on = (frozenset(conn.scalars(query)) for query in nodes_of)
+    return unacknowledged_by, cancelling_on
+
+
+def unacknowledged(
+    conn: Connection, node_ids: Collection[str], limit: int
+) -> list[tuple[str, Dispatch]]:
+    """Return what was bound to these nodes and they have not said that they took it."""
     rows = conn.execute(
         select(_pipelines.id, _pipelines.attempt, _pipelines.node_id)
-        .where(
-            _pipelines.node_id != "",
-            _pipelines.status == Status.PENDING,
-            _pipelines.acknowledged_at.is_(None),
-        )
+        .where(_UNACKNOWLEDGED, _pipelines.node_id.in_(node_ids))
         .limit(limit)
     )
     return [(row.node_id, Dispatch(row.id, row.attempt)) for row in rows]
 
 
-def cancelling(conn: Connection, limit: int) -> list[WantedEnd]:
-    """Return whose end is wanted, while its node has not said that it knows."""
+def cancelling(conn: Connection, node_ids: Collection[str], limit: int) -> list[WantedEnd]:
+    """Return whose end is wanted on these nodes, while they have not said that they know."""
     rows = conn.execute(
         select(
             _pipelines.id,
@@ -206,11 +247,7 @@ def cancelling(conn: Connection, limit: int) -> list[WantedEnd]:
             _pipelines.status,
             _pipelines.cancel_reason,
         )
-        .where(
-            _pipelines.cancel_requested_at.is_not(None),
-            _pipelines.cancel_acknowledged_at.is_(None),
-            _pipelines.node_id != "",
-        )
+        .where(_CANCELLING, _pipelines.node_id.in_(node_ids))
         .limit(limit)
     )
     return [
