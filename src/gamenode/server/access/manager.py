@@ -44,6 +44,7 @@ class AccessSettings:
     """Who must sign in, and the bounds of checking it."""
 
     auth: AuthMode = AuthMode.TOKENS
+    """`tokens`, or `none`: whoever reaches the server is an administrator; on loopback only."""
     cached_max: int = 10_000
     """Tokens whose rows are kept in memory."""
     cached_s: float = 5.0
@@ -51,9 +52,10 @@ class AccessSettings:
     used_flush_s: float = 60.0
     """How often it is written down when tokens were used."""
     failures_max: int = 100
-    """Failed attempts of one source within `failures_s`; more, and it gets in with a token that
-    was seen before, or later."""
+    """Attempts of one source that may fail in a window of `failures_s`. For the rest of it, only
+    tokens that were in use before let it in."""
     failures_s: float = 60.0
+    """How long such a window is."""
     sources_max: int = 10_000
     """Sources whose failures are counted; the one that failed longest ago is forgotten first."""
 
