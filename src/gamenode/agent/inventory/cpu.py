@@ -167,7 +167,7 @@ def _count(described: Mapping[str, Sequence[str]], name: str) -> int | None:
 
 def _megahertz(value: str | None) -> float | None:
     try:
-        return round(float(value or "")) * 1e6
+        return float(value or "") * 1e6
     except ValueError:
         return None
 
