@@ -134,7 +134,11 @@ class GrpcLink:
     async def open(self, statement: Statement) -> AgentStream:
         """Open a stream with a statement."""
         stream = _GrpcStream(self._stub().Connect(), self._settings.call_timeout_s)
-        await stream.write(pb.AgentMessage(statement=codec.encode_statement(statement)))
+        try:
+            await stream.write(pb.AgentMessage(statement=codec.encode_statement(statement)))
+        except BaseException:
+            await stream.close()
+            raise
         return stream
 
     async def update_inventory(self, collection: Collection) -> CollectionAnswer:
@@ -211,6 +215,13 @@ class _GrpcStream:
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise _link_error(error) from error
+        except asyncio.CancelledError:
+            # A call that was given up on this side, as by a write that took too long, says the same
+            # as a task that somebody cancels.
+            task = asyncio.current_task()
+            if not self._call.cancelled() or (task is not None and task.cancelling()):
+                raise
+            raise LinkError("the stream was given up", transient=True) from None
         if not isinstance(message, pb.ServerMessage):
             raise LinkError("the server ended the stream", transient=True)
         return codec.decode_server_word(message)

@@ -33,6 +33,7 @@ from gamenode.domain.command import (
     StateOrder,
     Welcome,
 )
+from gamenode.domain.errors import ErrorCode, GameNodeError, Violation
 from gamenode.domain.event import Event
 from gamenode.domain.inventory import (
     Collection,
@@ -42,6 +43,7 @@ from gamenode.domain.inventory import (
     Inventory,
     Network,
     Software,
+    missing_to_register,
 )
 from gamenode.domain.log import AppendAnswer, LogKey, LogLine, LogPosition
 from gamenode.domain.node import (
@@ -141,11 +143,23 @@ def _reason(text: str) -> Reason:
 
 
 def decode_registration(request: pb.RegisterRequest) -> Registration:
-    """Return what a node says of itself."""
+    """Return what a node says of itself.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST, it leaves out what a registration needs (A2).
+    """
+    inventory = _decode_inventory(request)
+    failed = _decode_failed(request.failed)
+    if missing := missing_to_register(inventory, {failure.part for failure in failed}):
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            f"a registration needs {', '.join(missing)}",
+            violations=[Violation(field=path, reason="must be set") for path in missing],
+        )
     return Registration(
         node_id=request.node_id,
         type=_NODE_TYPES[request.node_type],
-        inventory=_decode_inventory(request),
+        inventory=inventory,
         last_session_epoch=(
             request.last_session_epoch if request.HasField("last_session_epoch") else None
         ),
@@ -154,7 +168,7 @@ def decode_registration(request: pb.RegisterRequest) -> Registration:
         env_names=frozenset(request.env_names),
         labels=dict(request.labels),
         step_runtimes=frozenset(request.step_runtimes),
-        failed=_decode_failed(request.failed),
+        failed=failed,
         inventory_hash=request.inventory_hash,
     )
 

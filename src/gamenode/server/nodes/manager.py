@@ -133,7 +133,7 @@ class NodeManager:
         outcome = await self._service.register(registration, session_id=self._ids.new(), now=now)
         self._remember(await self._service.get(node_id))
         # A later registration may have been faster; then nothing is heard of this one any more.
-        if self._nodes[node_id].session_epoch == outcome.session.epoch:
+        if self._is_current(outcome.session):
             before = self._connections.get(node_id)
             self._connections.heard(outcome.session)
             if before is not None and before.connection is not None:
@@ -177,20 +177,20 @@ class NodeManager:
         if beat.sent_at is not None:
             one_way_s = (beat.round_trip_s or 0.0) / 2
             known.clock_skew_s = (beat.sent_at - known.heard_at) / NANOSECONDS_PER_S + one_way_s
-        await self._note_conditions(node, beat, known.clock_skew_s)
         if not known.online:
             await self._set_online(known, "heartbeat")
         change = node.state_change
-        if node.simple and change is not None and change.confirmed_at is None:
-            try:
+        try:
+            await self._note_conditions(node, beat, known.clock_skew_s)
+            if node.simple and change is not None and change.confirmed_at is None:
                 await self.states.seen(change)
-            except GameNodeError as error:
-                # It is asked again with the next heartbeat; this one counts all the same (RL5).
-                _log.warning(
-                    "a state's confirmation was not written down: %s",
-                    error,
-                    extra={"event": "node.confirmation_unwritten", "node_id": node.id},
-                )
+        except GameNodeError as error:
+            # The next heartbeat says it again, and this one counts all the same (RL5).
+            _log.warning(
+                "what came with a heartbeat was not written down: %s",
+                error,
+                extra={"event": "node.heartbeat_unwritten", "node_id": node.id},
+            )
         return HeartbeatResult(
             counted=True, maintenance=node.maintenance, state_version=node.state_version
         )
@@ -420,6 +420,10 @@ class NodeManager:
     def _is_newest(self, node: Node, session_id: str) -> bool:
         return session_id == node.session_id or (not session_id and node.simple)
 
+    def _is_current(self, session: Session) -> bool:
+        node = self._nodes.get(session.node_id)  # it may have been removed meanwhile
+        return node is not None and node.session_epoch == session.epoch
+
     def _remember(self, node: Node) -> None:
         """Take over what was read of a node, but for what memory knows better."""
         known = self._nodes.get(node.id)
@@ -543,10 +547,7 @@ class NodeManager:
             )
             return False
         # A newer session says for itself what it is.
-        return (
-            self._connections.get(session.node_id) is known
-            and self._nodes[session.node_id].session_epoch == session.epoch
-        )
+        return self._connections.get(session.node_id) is known and self._is_current(session)
 
     async def _set_link(self, connection: AgentConnection, link: Link, cause: str) -> None:
         now: Instant = self._clock.now()
@@ -568,7 +569,7 @@ class NodeManager:
                 error,
                 extra={"event": "node.link_unwritten", "node_id": connection.node_id},
             )
-        if current and self._nodes[connection.node_id].session_epoch == connection.session.epoch:
+        if current and self._is_current(connection.session):
             self._patch(connection.node_id, link=link, link_since=now, link_cause=cause)
 
     def _patch(self, node_id: str, **changes: object) -> None:

@@ -290,14 +290,14 @@ class GameNodeService:
         """Return a node's newest changes, newest first."""
         return await self._db.read(lambda conn: store.changes(conn, node_id, limit))
 
-    async def state_pushed(self, change: StateChange, *, now: Instant) -> None:
-        """Note when a change was first sent."""
-        if change.pushed_at is None:
-            await self._db.write(
-                lambda conn: store.set_change(
-                    conn, change.node_id, change.version, {"pushed_at": now}
-                )
-            )
+    async def state_pushed(self, change: StateChange, *, now: Instant) -> bool:
+        """Note when a change was first sent; False if that stands there already."""
+        if change.pushed_at is not None:
+            return False
+        values = {"pushed_at": now}
+        return await self._db.write(
+            lambda conn: store.set_change(conn, change.node_id, change.version, values)
+        )
 
     async def confirm_state(
         self, change: StateChange, *, confirmed_at: Instant, remaining: int | None, now: Instant
