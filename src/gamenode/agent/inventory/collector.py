@@ -225,7 +225,7 @@ def _taken(answer: asyncio.Future[Any]) -> None:
 
 
 def _cpus(host: Host) -> Inventory:
-    return Inventory(hardware=Hardware(cpu=cpu.collect(host.root, host.run)))
+    return Inventory(hardware=Hardware(cpu=cpu.collect(host.root, host.run, host.machine)))
 
 
 def _memory(root: Path) -> Inventory:
