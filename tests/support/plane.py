@@ -17,6 +17,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Generic, TypeVar, cast
 
+from gamenode.agent.inventory.collector import Collector, CollectorSettings
+from gamenode.agent.inventory_reporter import InventoryReporter, ReporterSettings
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import AgentStream, LinkError
 from gamenode.agent.runner import Runner, RunnerSettings
@@ -29,9 +31,15 @@ from gamenode.domain.access import Actor, ActorKind, Role
 from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import Event, EventFilter
-from gamenode.domain.inventory import Inventory
+from gamenode.domain.inventory import Collection, CollectionAnswer, Inventory
 from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
-from gamenode.domain.node import Heartbeat, NodeType, Registration, RegistrationAnswer
+from gamenode.domain.node import (
+    ConditionType,
+    Heartbeat,
+    NodeType,
+    Registration,
+    RegistrationAnswer,
+)
 from gamenode.domain.pipeline import NewPipeline, Pipeline
 from gamenode.lib.clock import Clock
 from gamenode.lib.tasks import Supervisor
@@ -247,6 +255,10 @@ class Network:
         self.streams.clear()
 
 
+async def _healthy() -> dict[ConditionType, str]:
+    return {}
+
+
 class MemoryLink:
     """A `Link` over a `Network`."""
 
@@ -274,6 +286,10 @@ class MemoryLink:
         stream = MemoryStream(self._network)
         stream.send(pb.AgentMessage(statement=codec.encode_statement(statement)))
         return stream
+
+    async def update_inventory(self, collection: Collection) -> CollectionAnswer:
+        del collection
+        return CollectionAnswer(accepted=True)
 
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
@@ -511,7 +527,16 @@ class NodeAgent:
             runner=self.runner,
             uploader=self.uploader,
             outbox=self.outbox,
+            inventory=InventoryReporter(
+                collector=Collector((), clock=self._clock, settings=CollectorSettings()),
+                send=self.link.update_inventory,
+                active=lambda: False,  # what it is made of is no matter here
+                clock=self._clock,
+                random=self._random,
+                settings=ReporterSettings(),
+            ),
             registration=self._registration,
+            conditions=_healthy,
             clock=self._clock,
             random=self._random,
             settings=self._session_settings,
