@@ -14,8 +14,8 @@ from threading import Thread
 from typing import Any, Final, TypeVar
 
 from gamenode.agent.inventory import cpu, disk, gpu, memory, network, runtimes, system
-from gamenode.agent.inventory.addresses import ask_addresses
-from gamenode.agent.inventory.programs import FOLDERS, runner
+from gamenode.agent.inventory.addresses import Address, ask_addresses
+from gamenode.agent.inventory.programs import FOLDERS, Run, runner
 from gamenode.domain.inventory import (
     Collection,
     CollectionFailure,
@@ -55,31 +55,53 @@ class Part:
     """Returns, cheaply, a value that differs when `collect` may return another one."""
 
 
-def host_parts(settings: CollectorSettings, *, engine_socket: Path) -> tuple[Part, ...]:
-    """Return the parts of this very host."""
-    root = Path("/")
-    run = runner(settings.program_timeout_s)
-    engine = runtimes.engine_at(engine_socket, settings.program_timeout_s)
-    read_memory = partial(_memory, root)
-    read_disks = partial(_disks, root)
-    read_network = partial(_network, root)
-    read_system = partial(_system, root)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Where a host says what it is made of."""
+
+    root: Path
+    run: Run
+    folders: str
+    """Where its programs lie, separated like `PATH`."""
+    engine: runtimes.Engine
+    engine_socket: Path
+    addresses: Callable[[], Iterable[Address]]
+    nvidia: Callable[[], gpu.Seen | None]
+    machine: str
+    """The architecture that programs are made for there."""
+
+
+def this_host(settings: CollectorSettings, *, engine_socket: Path) -> Host:
+    """Return the host that this program runs on."""
+    return Host(
+        root=Path("/"),
+        run=runner(settings.program_timeout_s),
+        folders=FOLDERS,
+        engine=runtimes.engine_at(engine_socket, settings.program_timeout_s),
+        engine_socket=engine_socket,
+        addresses=ask_addresses,
+        nvidia=_nvidia,
+        machine=os.uname().machine,
+    )
+
+
+def parts_of(host: Host) -> tuple[Part, ...]:
+    """Return the parts of a host; those that only read files are their own cheap sources."""
+    root = host.root
+    memory_, disk_ = partial(_memory, root), partial(_disks, root)
+    network_, system_ = partial(_network, host), partial(_system, host)
     return (
-        Part(
-            name="cpu",
-            collect=lambda: Inventory(hardware=Hardware(cpu=cpu.collect(root, run))),
-            glance=lambda: cpu.glance(root),
-        ),
-        Part(name="memory", collect=read_memory, glance=read_memory),
-        Part(name="gpu", collect=lambda: _gpus(root), glance=lambda: gpu.glance(root)),
-        Part(name="disk", collect=read_disks, glance=read_disks),
-        Part(name="system", collect=read_system, glance=read_system),
+        Part(name="cpu", collect=partial(_cpus, host), glance=partial(cpu.glance, root)),
+        Part(name="memory", collect=memory_, glance=memory_),
+        Part(name="gpu", collect=partial(_gpus, host), glance=partial(gpu.glance, root)),
+        Part(name="disk", collect=disk_, glance=disk_),
+        Part(name="system", collect=system_, glance=system_),
         Part(
             name="runtimes",
-            collect=lambda: Inventory(software=Software(runtimes=runtimes.collect(run, engine))),
-            glance=lambda: runtimes.glance(FOLDERS, engine_socket),
+            collect=partial(_runtimes, host),
+            glance=partial(runtimes.glance, host.folders, host.engine_socket),
         ),
-        Part(name="network", collect=read_network, glance=read_network),
+        Part(name="network", collect=network_, glance=network_),
     )
 
 
@@ -202,12 +224,16 @@ def _taken(answer: asyncio.Future[Any]) -> None:
         _ = answer.exception()
 
 
+def _cpus(host: Host) -> Inventory:
+    return Inventory(hardware=Hardware(cpu=cpu.collect(host.root, host.run, host.machine)))
+
+
 def _memory(root: Path) -> Inventory:
     return Inventory(hardware=Hardware(memory=memory.collect(root)))
 
 
-def _gpus(root: Path) -> Inventory:
-    gpus, driver = gpu.collect(root, _nvidia)
+def _gpus(host: Host) -> Inventory:
+    gpus, driver = gpu.collect(host.root, host.nvidia)
     return Inventory(hardware=Hardware(gpu=gpus), software=Software(gpu_driver=driver))
 
 
@@ -221,10 +247,14 @@ def _disks(root: Path) -> Inventory:
     return Inventory(hardware=Hardware(disk=disk.collect(root)))
 
 
-def _network(root: Path) -> Inventory:
-    return Inventory(network=network.collect(root, ask_addresses))
+def _network(host: Host) -> Inventory:
+    return Inventory(network=network.collect(host.root, host.addresses))
 
 
-def _system(root: Path) -> Inventory:
-    operating_system, kernel = system.collect(root, os.uname().machine)
+def _system(host: Host) -> Inventory:
+    operating_system, kernel = system.collect(host.root, host.machine)
     return Inventory(software=Software(os=operating_system, kernel=kernel))
+
+
+def _runtimes(host: Host) -> Inventory:
+    return Inventory(software=Software(runtimes=runtimes.collect(host.run, host.engine)))
