@@ -16,6 +16,7 @@ _COMMANDS: Final = (
     ("pipelines", "gamenode.cli.pipelines:pipelines", "List, show, check and cancel pipelines."),
     ("logs", "gamenode.cli.logs:logs", "Print what steps print."),
     ("nodes", "gamenode.cli.nodes:nodes", "List and show nodes."),
+    ("inventory", "gamenode.cli.inventory:inventory", "Show and compare what nodes are made of."),
     ("events", "gamenode.cli.events:events", "Show what happened, and what happens."),
     ("context", "gamenode.cli.context:context", "Name servers, and choose one."),
     ("version", "gamenode.cli.system:version", "Print the versions of program and server."),

@@ -95,13 +95,14 @@ class Server:
             self._database, settings=settings.events, audit_key=_audit_key(data / "audit.key")
         )
         self._database.on_commit(self._feed)
-        self._node_service = GameNodeService(self._database)
+        self._node_service = GameNodeService(self._database, settings.inventories)
         self._nodes = NodeManager(
             service=self._node_service,
             clock=clock,
             ids=ids,
             settings=settings.nodes,
             states=settings.states,
+            inventories=settings.inventories,
         )
         self._pipeline_service = GamePipelineGRPCService(self._database)
         files = LogFiles(data / "logs")
@@ -148,6 +149,7 @@ class Server:
                         pipeline_manager=self._pipelines,
                         pipeline_service=self._pipeline_service,
                         nodes=self._nodes,
+                        inventories=self._nodes.inventories,
                         logs=self._logs,
                         events=self._feed,
                         why_not_ready=lambda: "" if self._ready else "it is starting or stopping",
@@ -240,8 +242,33 @@ class Server:
             for method in pb.DESCRIPTOR.services_by_name["GameNodeService"].methods
         ]
         check_complete(methods)
+        servicer = GameNodeServer(
+            nodes=self._nodes,
+            pipelines=self._pipelines,
+            logs=self._logs,
+            log_service=self._log_service,
+            metrics=self._metrics,
+            feed=self._feed,
+            link=AgentLink(
+                nodes=self._nodes,
+                pipelines=self._pipelines,
+                random=random,
+                settings=self._settings.agent_link,
+            ),
+            clock=self._clock,
+            settings=settings,
+        )
+        edge = EdgeInterceptor(
+            roles=ROLES,
+            authenticate=_local_rpc,
+            ids=ids,
+            checks={
+                pb.RegisterRequest: servicer.refuse_registration,
+                pb.ResourceInfo: servicer.refuse_inventory,
+            },
+        )
         server = grpc.aio.server(
-            interceptors=[EdgeInterceptor(roles=ROLES, authenticate=_local_rpc, ids=ids)],
+            interceptors=[edge],
             options=[
                 ("grpc.max_receive_message_length", settings.message_bytes_max),
                 ("grpc.so_reuseport", 0),
@@ -250,24 +277,7 @@ class Server:
                 ("grpc.max_metadata_size", 16 * 1024),
             ],
         )
-        pb_grpc.add_GameNodeServiceServicer_to_server(
-            GameNodeServer(
-                nodes=self._nodes,
-                pipelines=self._pipelines,
-                logs=self._logs,
-                log_service=self._log_service,
-                metrics=self._metrics,
-                feed=self._feed,
-                link=AgentLink(
-                    nodes=self._nodes,
-                    pipelines=self._pipelines,
-                    random=random,
-                    settings=self._settings.agent_link,
-                ),
-                clock=self._clock,
-            ),
-            server,
-        )
+        pb_grpc.add_GameNodeServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             [_SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME], server
