@@ -46,8 +46,9 @@ WIND_ROOT = "/srv/wind"
     GAMENODE_AGENT__NODE_ID=fra-07 gamenode agent --config agent.toml
 
 A section, a name or a value that cannot be used is an error that names it, and the nearest known
-one. Tables (such as `labels`) come from the file alone. `gamenode dev` takes variables of both
-programs and no file.
+one. A variable that only the other program knows is left to it, so that one environment can serve
+both; `gamenode dev` takes variables of both, and no file. Tables (such as `labels`) come from the
+file alone.
 
 The end of a name is its unit: `_s` seconds, `_bytes` bytes; `_max` is a limit.
 """

@@ -144,17 +144,18 @@ def test_reflection_alone_is_enough_to_list_and_call_the_service(
     assert [line.text for line in lines] == [b"found"]
 
 
+def _health(channel: grpc.Channel, service: str) -> Any:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10.0)
+
+
 @pytest.mark.parametrize("service", ["", SERVICE])
 def test_health_is_served(channel: grpc.Channel, service: str) -> None:
-    answer = health_pb2_grpc.HealthStub(channel).Check(
-        health_pb2.HealthCheckRequest(service=service), timeout=10.0
-    )
+    answer = _health(channel, service)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_the_health_of_an_unknown_service_is_an_error(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as unknown:
-        health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(service="nobody"), timeout=10.0
-        )
+        _health(channel, "nobody")
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND

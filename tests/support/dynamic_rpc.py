@@ -68,7 +68,7 @@ class Reflection:
 
     def __init__(self, channel: grpc.Channel) -> None:
         """Ask through `channel`."""
-        self._stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        self._stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
 
     def services(self) -> list[str]:
         """Return the services that the server lists."""

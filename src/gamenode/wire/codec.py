@@ -142,10 +142,11 @@ def _reason(text: str) -> Reason:
 
 def decode_registration(request: pb.RegisterRequest) -> Registration:
     """Return what a node says of itself."""
+    inventory, failed = decode_parts(request)
     return Registration(
         node_id=request.node_id,
         type=_NODE_TYPES[request.node_type],
-        inventory=_decode_inventory(request),
+        inventory=inventory,
         last_session_epoch=(
             request.last_session_epoch if request.HasField("last_session_epoch") else None
         ),
@@ -154,7 +155,7 @@ def decode_registration(request: pb.RegisterRequest) -> Registration:
         env_names=frozenset(request.env_names),
         labels=dict(request.labels),
         step_runtimes=frozenset(request.step_runtimes),
-        failed=_decode_failed(request.failed),
+        failed=failed,
         inventory_hash=request.inventory_hash,
     )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gamenode.lib.settings import SettingsError, load_settings, sets_another
+from gamenode.lib.settings import SettingsError, load_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +51,3 @@ def test_a_variable_that_cannot_be_used_is_named(variable: str, told: str) -> No
     with pytest.raises(SettingsError, match=variable) as caught:
         _load({}, {variable: "x"}, {})
     assert told in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("variable", "another"),
-    [
-        ("GAMENODE_SERVER__ADDRESS", False),
-        ("GAMENODE_SERVER__COLOUR", True),
-        ("GAMENODE_AGENT__DATA", True),
-        ("GAMENODE_URL", False),
-        ("HOME", False),
-    ],
-)
-def test_settings_of_another_program_are_told_apart(variable: str, another: bool) -> None:
-    assert sets_another(_Settings, variable, prefix="GAMENODE_") is another

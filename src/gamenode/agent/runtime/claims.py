@@ -81,7 +81,8 @@ class Claims:
         self._adoption_s = adoption_s
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         """What tells one boot of this host from another."""
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # The step of another user passes through to its work folder, and sees nothing else.
+        root.mkdir(parents=True, exist_ok=True, mode=0o711)
         for folder in root.iterdir():
             if folder.name.startswith(_HIDDEN):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -106,7 +107,8 @@ class Claims:
             # Locked before it can be seen: a claim without a lock is always one that was lost.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.write(lock, json.dumps(asdict(claim)).encode())
-            (folder / "work").mkdir()
+            folder.chmod(0o711)
+            (folder / "work").mkdir(0o700)
             for name in ("stdout", "stderr"):
                 (folder / name).touch(0o600)
             if owner_id is not None:

@@ -103,6 +103,9 @@ class ProcessRuntime:
         """Return the keys that plain processes cannot honour on this host."""
         return spec.unsupported(container, self._tools)
 
+    async def prepare(self, container: ContainerSpec) -> None:
+        """Do nothing: everything is on the host."""
+
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Claim `run` on disk, then start its supervisor. A claimed one is not started again."""
         now = self._clock.now()
@@ -140,7 +143,7 @@ class ProcessRuntime:
             if claim.cgroup:
                 Cgroup(Path(claim.cgroup)).make()
             pid = self._spawn(run, claim, command, restart, lock)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError: a null character in an argument
             self._claims.remove(run)
             raise StartError(Reason.START_FAILED, f"no process can be started: {error}") from error
         finally:
@@ -370,8 +373,10 @@ class ProcessRuntime:
         While it is being stopped, the grace is for all of it: a game may still be saving when the
         shell that started it has ended by the signal already.
         """
+        pause_s = self._settings.stop_poll_s
         while await self._signal(run, watch, None if watch.graces else signal.SIGKILL):
-            await asyncio.wait({watch.ended}, timeout=self._settings.stop_poll_s)
+            await asyncio.wait({watch.ended}, timeout=pause_s)
+            pause_s = min(2 * pause_s, _STOP_POLL_S_MAX)
         now = self._clock.now()
         end = await self._blocking(lambda: self._claims.end(run, watch.claim, now=now))
         watch.ended.set_result(end)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from gamenode.domain.access import Actor
 from gamenode.domain.command import Closed, CloseReason, Statement
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.inventory import Collection, CollectionFailure, Inventory, with_last_seen
+from gamenode.domain.inventory import Collection, CollectionFailure, Inventory, with_parts_of
 from gamenode.domain.node import (
     OF_THE_AGENT,
     ConditionType,
@@ -108,6 +108,7 @@ class NodeManager:
         )
         self._values: dict[str, dict[str, tuple[str, ...]]] = {}
         self._changed: list[Callable[[], None]] = []
+        self._closed: Closed | None = None
 
     async def load(self) -> None:
         """Read every node; whoever was online gets the whole timeout from now (C6, P7)."""
@@ -150,7 +151,7 @@ class NodeManager:
         outcome = await self._service.register(registration, session_id=self._ids.new(), now=now)
         self._remember(await self._service.get(node_id))
         # A later registration may have been faster; then nothing is heard of this one any more.
-        if self._nodes[node_id].session_epoch == outcome.session.epoch:
+        if self._is_current(outcome.session):
             before = self._connections.get(node_id)
             self._connections.heard(outcome.session)
             if before is not None and before.connection is not None:
@@ -194,20 +195,20 @@ class NodeManager:
         if beat.sent_at is not None:
             one_way_s = (beat.round_trip_s or 0.0) / 2
             known.clock_skew_s = (beat.sent_at - known.heard_at) / NANOSECONDS_PER_S + one_way_s
-        await self._note_conditions(node, beat, known.clock_skew_s)
         if not known.online:
             await self._set_online(known, "heartbeat")
         change = node.state_change
-        if node.simple and change is not None and change.confirmed_at is None:
-            try:
+        try:
+            await self._note_conditions(node, beat, known.clock_skew_s)
+            if node.simple and change is not None and change.confirmed_at is None:
                 await self.states.seen(change)
-            except GameNodeError as error:
-                # It is asked again with the next heartbeat; this one counts all the same (RL5).
-                _log.warning(
-                    "a state's confirmation was not written down: %s",
-                    error,
-                    extra={"event": "node.confirmation_unwritten", "node_id": node.id},
-                )
+        except GameNodeError as error:
+            # The next heartbeat says it again, and this one counts all the same (RL5).
+            _log.warning(
+                "what came with a heartbeat was not written down: %s",
+                error,
+                extra={"event": "node.heartbeat_unwritten", "node_id": node.id},
+            )
         return HeartbeatResult(
             counted=True,
             maintenance=node.maintenance,
@@ -245,6 +246,8 @@ class NodeManager:
         known = self._connections.attach(connection, online=node.online)
         if known is None:
             return None
+        if self._closed is not None:
+            connection.close(self._closed)
         try:
             if not known.online:
                 await self._set_online(known, "reconnected")
@@ -278,7 +281,8 @@ class NodeManager:
         return self._connections.connection(node_id)
 
     def close_all(self, closed: Closed) -> None:
-        """End every stream with a word that says why."""
+        """End every stream, and every one to come, with a word that says why."""
+        self._closed = closed
         for _, known in self._connections.every():
             if known.connection is not None:
                 known.connection.close(closed)
@@ -448,7 +452,7 @@ class NodeManager:
         known = self._nodes.get(node_id)
         if known is not None:
             parts = {failure.part for failure in failed}
-            inventory = with_last_seen(inventory, known.inventory, parts)
+            inventory = with_parts_of(inventory, known.inventory, parts)
             node_type = node_type or known.type
         return refusal(inventory, node_type, failed, retry_after_s=self._collection_retry_after_s)
 
@@ -463,6 +467,10 @@ class NodeManager:
 
     def _is_newest(self, node: Node, session_id: str) -> bool:
         return session_id == node.session_id or (not session_id and node.simple)
+
+    def _is_current(self, session: Session) -> bool:
+        node = self._nodes.get(session.node_id)  # it may have been removed meanwhile
+        return node is not None and node.session_epoch == session.epoch
 
     def _remember(self, node: Node) -> None:
         """Take over what was read of a node, but for what memory knows better."""
@@ -594,10 +602,7 @@ class NodeManager:
             )
             return False
         # A newer session says for itself what it is.
-        return (
-            self._connections.get(session.node_id) is known
-            and self._nodes[session.node_id].session_epoch == session.epoch
-        )
+        return self._connections.get(session.node_id) is known and self._is_current(session)
 
     async def _set_link(self, connection: AgentConnection, link: Link, cause: str) -> None:
         now: Instant = self._clock.now()
@@ -619,7 +624,7 @@ class NodeManager:
                 error,
                 extra={"event": "node.link_unwritten", "node_id": connection.node_id},
             )
-        if current and self._nodes[connection.node_id].session_epoch == connection.session.epoch:
+        if current and self._is_current(connection.session):
             self._patch(connection.node_id, link=link, link_since=now, link_cause=cause)
 
     def _patch(self, node_id: str, **changes: object) -> None:

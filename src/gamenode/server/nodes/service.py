@@ -19,7 +19,7 @@ from gamenode.domain.inventory import (
     Collection,
     InventoryVersion,
     content_hash,
-    with_last_seen,
+    with_parts_of,
 )
 from gamenode.domain.inventory_diff import Change, describe, diff, is_loss
 from gamenode.domain.node import (
@@ -324,14 +324,14 @@ class GameNodeService:
         """Return a node's newest changes, newest first."""
         return await self._db.read(lambda conn: store.changes(conn, node_id, limit))
 
-    async def state_pushed(self, change: StateChange, *, now: Instant) -> None:
-        """Note when a change was first sent."""
-        if change.pushed_at is None:
-            await self._db.write(
-                lambda conn: store.set_change(
-                    conn, change.node_id, change.version, {"pushed_at": now}
-                )
-            )
+    async def state_pushed(self, change: StateChange, *, now: Instant) -> bool:
+        """Note when a change was first sent; False if that stands there already."""
+        if change.pushed_at is not None:
+            return False
+        values = {"pushed_at": now}
+        return await self._db.write(
+            lambda conn: store.set_change(conn, change.node_id, change.version, values)
+        )
 
     async def confirm_state(
         self, change: StateChange, *, confirmed_at: Instant, remaining: int | None, now: Instant
@@ -502,7 +502,7 @@ class GameNodeService:
             inventory.add(conn, first, given_hash=given_hash)
             return first
         failed = frozenset(failure.part for failure in collection.failed)
-        current = with_last_seen(collection.inventory, last.inventory, failed)
+        current = with_parts_of(collection.inventory, last.inventory, failed)
         seen = replace(
             last,
             seen_at=now,

@@ -362,6 +362,8 @@ async def test_what_processes_cannot_honour_is_named(host: ProcessRuntimeHost) -
         (ContainerSpec(command=("true",), working_dir="/no/such/folder"), "/no/such/folder"),
         (ContainerSpec(command=("true",), user="nobody-at-all"), "nobody-at-all"),
         (ContainerSpec(command=("/etc/passwd",)), "/etc/passwd"),
+        (ContainerSpec(command=("true", "a\0b")), "null"),
+        (ContainerSpec(command=("true", "x" * 3_000_000)), "too long"),
     ],
 )
 async def test_what_cannot_run_says_why(
