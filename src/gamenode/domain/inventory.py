@@ -303,25 +303,6 @@ def with_parts_of(inventory: Inventory, other: Inventory, parts: Group[str]) -> 
     return Inventory(hardware=hardware, software=software, network=network)
 
 
-def missing_to_register(inventory: Inventory, failed: Group[str]) -> list[str]:
-    """Return the paths of what a node must say of itself to register, and does not (A2).
-
-    Of the `failed` parts it has said that it cannot.
-    """
-    cpus, memory = inventory.hardware.cpu, inventory.hardware.memory
-    system, kernel = inventory.software.os, inventory.software.kernel
-    needed = (
-        ("cpu", "hardware.cpu", bool(cpus)),
-        ("cpu", "hardware.cpu.architecture", all(cpu.architecture for cpu in cpus)),
-        ("cpu", "hardware.cpu.cores", all(cpu.cores for cpu in cpus)),
-        ("memory", "hardware.memory.total_bytes", bool(memory.total_bytes)),
-        ("system", "software.os.distribution", bool(system.distribution)),
-        ("system", "software.os.version", bool(system.version)),
-        ("system", "software.kernel", kernel.major is not None or bool(kernel.release)),
-    )
-    return [path for part, path, is_known in needed if not is_known and part not in failed]
-
-
 def _stable_disk(disk: Disk) -> Disk:
     return replace(
         disk,

@@ -283,19 +283,18 @@ class Server:
             clock=self._clock,
             settings=settings,
         )
+        edge = EdgeInterceptor(
+            roles=ROLES,
+            authenticate=self._access.authenticate,
+            refusals=self._refusals,
+            internal_errors=self._internal_errors,
+            checks={
+                pb.RegisterRequest: servicer.refuse_registration,
+                pb.ResourceInfo: servicer.refuse_inventory,
+            },
+        )
         server = grpc.aio.server(
-            interceptors=[
-                EdgeInterceptor(
-                    roles=ROLES,
-                    authenticate=self._access.authenticate,
-                    refusals=self._refusals,
-                    internal_errors=self._internal_errors,
-                    checks={
-                        pb.RegisterRequest: servicer.refuse_registration,
-                        pb.ResourceInfo: servicer.refuse_inventory,
-                    },
-                )
-            ],
+            interceptors=[edge],
             options=[
                 ("grpc.max_receive_message_length", settings.message_bytes_max),
                 ("grpc.so_reuseport", 0),

@@ -193,7 +193,8 @@ class InventoryVersionList(Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
-ChangedValue = str | int | float | bool | Sequence[str] | Mapping[str, object] | None
+FieldValue = str | int | float | bool | Sequence[str]
+ChangedValue = FieldValue | Mapping[str, FieldValue] | None
 """The value of a field, or the fields of a part."""
 
 

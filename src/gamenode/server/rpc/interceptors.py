@@ -84,7 +84,7 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         """Guard with the one method -> role table; a method that is not in it is never called.
 
-        `checks` are rules beyond the contract's own, by the type of a unary method's request.
+        `checks` are rules beyond the contract's own, by the type of a request.
         """
         self._checks = checks
         self._roles = roles
@@ -234,6 +234,11 @@ def calling_actor() -> Actor:
     return _caller.get()
 
 
+def _is_named(field: str, named: Sequence[str]) -> bool:
+    """Return whether `field`, or something in it, is among what is wrong already."""
+    return any(other == field or other.startswith((f"{field}.", f"{field}[")) for other in named)
+
+
 def _host_of(peer: str) -> str:
     """Return the address in a peer's name, such as `ipv4:127.0.0.1:5000`."""
     kind, _, address = unquote(peer).partition(":")
@@ -299,8 +304,3 @@ def _reason(rule: str, message: str) -> str:
     if rule in ("required", "enum.not_in"):
         return "must be set"
     return message.removeprefix("value ")
-
-
-def _is_named(field: str, named: Sequence[str]) -> bool:
-    """Return whether `field`, or something in it, is among what is wrong already."""
-    return any(other == field or other.startswith((f"{field}.", f"{field}[")) for other in named)
