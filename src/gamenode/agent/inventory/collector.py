@@ -71,17 +71,19 @@ class Host:
     """The architecture that programs are made for there."""
 
 
-def this_host(settings: CollectorSettings, *, engine_socket: Path) -> Host:
-    """Return the host that this program runs on."""
-    return Host(
-        root=Path("/"),
-        run=runner(settings.program_timeout_s),
-        folders=FOLDERS,
-        engine=runtimes.engine_at(engine_socket, settings.program_timeout_s),
-        engine_socket=engine_socket,
-        addresses=ask_addresses,
-        nvidia=_nvidia,
-        machine=os.uname().machine,
+def host_parts(settings: CollectorSettings, *, engine_socket: Path) -> tuple[Part, ...]:
+    """Return the parts of the host that this program runs on."""
+    return parts_of(
+        Host(
+            root=Path("/"),
+            run=runner(settings.program_timeout_s),
+            folders=FOLDERS,
+            engine=runtimes.engine_at(engine_socket, settings.program_timeout_s),
+            engine_socket=engine_socket,
+            addresses=ask_addresses,
+            nvidia=_nvidia,
+            machine=os.uname().machine,
+        )
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gamenode.agent.inventory.addresses import ask_addresses
-from gamenode.agent.inventory.collector import Collector, CollectorSettings, parts_of, this_host
+from gamenode.agent.inventory.collector import Collector, CollectorSettings, host_parts
 from gamenode.domain.inventory import Inventory
 from gamenode.lib.clock import SystemClock
 
@@ -29,8 +29,8 @@ def _say(*words: str) -> str:
 @pytest.fixture
 async def inventory() -> Inventory:
     settings = CollectorSettings(part_timeout_s=30.0, program_timeout_s=20.0)
-    host = this_host(settings, engine_socket=Path("/var/run/docker.sock"))
-    collection = await Collector(parts_of(host), clock=SystemClock(), settings=settings).collect()
+    parts = host_parts(settings, engine_socket=Path("/var/run/docker.sock"))
+    collection = await Collector(parts, clock=SystemClock(), settings=settings).collect()
     assert collection.failed == ()
     return collection.inventory
 
