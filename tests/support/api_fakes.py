@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
-from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from gamenode.domain.access import Actor, ActorKind, Role
+from gamenode.domain.access import Actor, ActorKind, ApiToken, Role
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.inventory import Inventory
@@ -25,10 +24,11 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.selector import Selector
-from gamenode.lib.clock import Instant
+from gamenode.lib.clock import Instant, after
 from gamenode.server.api.app import ApiSettings, create_api
-from gamenode.server.api.guard import local_admin
 from gamenode.server.api.nouns import EventLog, Nouns
+from gamenode.server.api.operation import Authenticate
+from gamenode.server.events.audit import AuditRecord, AuditVerdict
 from gamenode.server.logs.streamer import From
 
 NOW = Instant(1_795_557_600_123_456_789)  # 2026-11-24T22:00:00.123456789Z
@@ -391,8 +391,87 @@ def make_event(number: int, *, type_: str = "pipeline.created", message: str = "
     )
 
 
-def viewer(_request: Request) -> Actor:
-    return Actor(kind=ActorKind.TOKEN, name="grafana", role=Role.VIEWER)
+class MemoryTokens:
+    def __init__(self) -> None:
+        self.tokens: list[ApiToken] = []
+
+    async def create(
+        self, *, name: str, role: Role, ttl_s: float | None, by: Actor
+    ) -> tuple[ApiToken, str]:
+        token = ApiToken(
+            id=pipeline_id(len(self.tokens) + 1),
+            name=name,
+            role=role,
+            created_at=NOW,
+            created_by=by.name,
+            expires_at=None if ttl_s is None else after(NOW, ttl_s),
+            last_used_at=None,
+            revoked_at=None,
+        )
+        self.tokens.append(token)
+        return token, "gn_secret"
+
+    async def list(self, *, q: str, limit: int, before: str) -> Sequence[ApiToken]:
+        found = [t for t in self.tokens if q in t.name and (not before or t.id < before)]
+        return sorted(found, key=lambda token: token.id, reverse=True)[:limit]
+
+    async def revoke(self, token_id: str, *, by: Actor) -> ApiToken:
+        del by
+        for index, token in enumerate(self.tokens):
+            if token.id == token_id:
+                self.tokens[index] = replace(token, revoked_at=NOW)
+                return self.tokens[index]
+        raise GameNodeError(ErrorCode.NOT_FOUND, f"there is no token {token_id}")
+
+
+class MemoryAudit:
+    """An audit log; it keeps the refused acts that it is told of."""
+
+    def __init__(self) -> None:
+        self.records: list[AuditRecord] = []
+        self.verdict = AuditVerdict(ok=True, rows=0, head="", first_bad=None)
+        self.refused: list[tuple[str, str, str]] = []
+
+    async def list(self, *, limit: int, before: int | None) -> Sequence[AuditRecord]:
+        found = [record for record in self.records if before is None or record.id < before]
+        return sorted(found, key=lambda record: record.id, reverse=True)[:limit]
+
+    async def verify(self, *, known_head: str = "") -> AuditVerdict:
+        del known_head
+        return self.verdict
+
+    async def record(
+        self,
+        error: GameNodeError,
+        *,
+        operation: str,
+        by: Actor,
+        target: str,
+        reason: str = "",
+        request_id: str = "",
+    ) -> None:
+        del by, reason, request_id
+        self.refused.append((operation, target, error.code))
+
+
+class MemoryErrors:
+    """Reports errors to nobody."""
+
+    def __init__(self) -> None:
+        self.places: list[str] = []
+
+    def report(self, error: Exception, *, place: str, request_id: str = "") -> GameNodeError:
+        del error, request_id
+        self.places.append(place)
+        return GameNodeError(ErrorCode.INTERNAL, "failed", error_id=pipeline_id(len(self.places)))
+
+
+async def local_admin(_authorization: str | None, /, *, source: str) -> Actor:
+    return Actor(kind=ActorKind.LOCAL, name="local", role=Role.ADMIN, source=source)
+
+
+async def viewer(_authorization: str | None, /, *, source: str) -> Actor:
+    return Actor(kind=ActorKind.TOKEN, name="grafana", role=Role.VIEWER, source=source)
 
 
 class Api:
@@ -401,13 +480,16 @@ class Api:
     def __init__(
         self,
         settings: ApiSettings = ApiSettings(),  # noqa: B008 - frozen
-        authenticate: Callable[[Request], Actor] = local_admin,
+        authenticate: Authenticate = local_admin,
         events: EventLog | None = None,
     ) -> None:
         self.pipelines = MemoryPipelines()
         self.nodes = MemoryNodes()
         self.logs = MemoryLogs()
         self.events = MemoryEvents()
+        self.tokens = MemoryTokens()
+        self.audit = MemoryAudit()
+        self.errors = MemoryErrors()
         self.not_ready = ""
         self.app: ASGIApp = create_api(
             Nouns(
@@ -416,10 +498,14 @@ class Api:
                 nodes=self.nodes,
                 logs=self.logs,
                 events=events or self.events,
+                tokens=self.tokens,
+                audit=self.audit,
                 why_not_ready=lambda: self.not_ready,
             ),
             settings=settings,
             authenticate=authenticate,
+            refusals=self.audit,
+            internal_errors=self.errors,
             clock=FixedClock(),
             ids=CountingIds(),
         )

@@ -86,5 +86,37 @@ def event(event_id: int, type_: str = "pipeline.created", **members: Any) -> dic
     }
 
 
+def token(**members: Any) -> dict[str, Any]:
+    return {
+        "id": PIPELINE_ID,
+        "name": "grafana",
+        "role": "viewer",
+        "created_at": "2026-11-24T21:58:21.000Z",
+        "created_by": "ann",
+        "expires_at": None,
+        "last_used_at": None,
+        "revoked_at": None,
+        **members,
+    }
+
+
+def audit_entry(**members: Any) -> dict[str, Any]:
+    return {
+        "id": 1,
+        "at": "2026-11-24T21:58:21.000Z",
+        "actor": {"kind": "token", "name": "ann", "role": "admin"},
+        "action": "node.state",
+        "target": "fra-07",
+        "reason": "fans",
+        "source": "127.0.0.1",
+        "outcome": "accepted",
+        "code": "",
+        "before": "normal",
+        "after": "maintenance",
+        "request_id": "",
+        **members,
+    }
+
+
 def page(*items: dict[str, Any], next_cursor: str | None = None) -> dict[str, Any]:
     return {"items": list(items), "next_cursor": next_cursor}

@@ -17,6 +17,8 @@ _COMMANDS: Final = (
     ("logs", "gamenode.cli.logs:logs", "Print what steps print."),
     ("nodes", "gamenode.cli.nodes:nodes", "List and show nodes; take them out of use and back."),
     ("events", "gamenode.cli.events:events", "Show what happened, and what happens."),
+    ("audit", "gamenode.cli.audit:audit", "Show who did what, and whether that record is whole."),
+    ("tokens", "gamenode.cli.tokens:tokens", "Make, list and revoke what people sign in with."),
     ("context", "gamenode.cli.context:context", "Name servers, and choose one."),
     ("version", "gamenode.cli.system:version", "Print the versions of program and server."),
     ("completion", "gamenode.cli.system:completion", "Print a shell's completion script."),

@@ -10,10 +10,11 @@ import base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from gamenode.domain import access, audit
 from gamenode.domain import event as events
 from gamenode.domain import log as logs
 from gamenode.domain import node as nodes
@@ -297,6 +298,88 @@ class PipelineFile(Struct, frozen=True, kw_only=True):
     steps: Sequence[DeclaredStep]
 
 
+class Token(Struct, frozen=True, kw_only=True):
+    """A token, without its secret."""
+
+    id: str
+    name: str
+    role: access.Role
+    created_at: Time
+    created_by: str
+    expires_at: Time | None
+    last_used_at: Time | None
+    """As it was written down last, which is done every minute."""
+    revoked_at: Time | None
+
+
+class NewToken(Token, frozen=True, kw_only=True):
+    """A token that was just made."""
+
+    token: str
+    """What its holder sends; it is shown here only."""
+
+
+class TokenList(Struct, frozen=True, kw_only=True):
+    """Some tokens, newest first."""
+
+    items: Sequence[Token]
+    next_cursor: str | None
+
+
+class TokenRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A token to make."""
+
+    name: Annotated[Text, Meta(min_length=1, max_length=128)]
+    """Whose it is, and what for; it stands in the audit log."""
+    role: access.Role
+    ttl: Text = ""
+    """How long it works, such as `90d`; without it, until it is revoked."""
+
+
+class AuditActor(Struct, frozen=True, kw_only=True):
+    """Who acted."""
+
+    kind: access.ActorKind
+    name: str
+    role: access.Role
+
+
+class AuditEntry(Struct, frozen=True, kw_only=True):
+    """One administrative act."""
+
+    id: int
+    at: Time
+    actor: AuditActor
+    action: str
+    target: str
+    reason: str
+    source: str
+    outcome: audit.AuditOutcome
+    code: str
+    before: str
+    after: str
+    request_id: str
+
+
+class AuditList(Struct, frozen=True, kw_only=True):
+    """Some entries of the audit log, newest first."""
+
+    items: Sequence[AuditEntry]
+    next_cursor: str | None
+
+
+class AuditVerdict(Struct, frozen=True, kw_only=True):
+    """Whether the audit log is whole."""
+
+    ok: bool
+    rows: int
+    """How many, from the oldest on, the chain vouches for."""
+    head: str
+    """The last sound link."""
+    first_bad: int | None
+    """The first entry that is altered or out of place, or the first that is missing at the end."""
+
+
 class Version(Struct, frozen=True, kw_only=True):
     """Which program answers."""
 
@@ -488,6 +571,48 @@ def encode_event(event: events.Event) -> Event:
         message=event.message,
         timestamp=encode_time(event.at),
         data=event.data,
+    )
+
+
+def encode_token(token: access.ApiToken) -> Token:
+    """Return the body of `token`."""
+    return Token(**_token_fields(token))
+
+
+def encode_new_token(token: access.ApiToken, text: str) -> NewToken:
+    """Return the body of `token` with what its holder sends."""
+    return NewToken(**_token_fields(token), token=text)
+
+
+def _token_fields(token: access.ApiToken) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": token.role,
+        "created_at": encode_time(token.created_at),
+        "created_by": token.created_by,
+        "expires_at": _time_or_null(token.expires_at),
+        "last_used_at": _time_or_null(token.last_used_at),
+        "revoked_at": _time_or_null(token.revoked_at),
+    }
+
+
+def encode_audit(number: int, entry: audit.AuditEntry) -> AuditEntry:
+    """Return the body of `entry`, which is stored as `number`."""
+    actor = entry.actor
+    return AuditEntry(
+        id=number,
+        at=encode_time(entry.at),
+        actor=AuditActor(kind=actor.kind, name=actor.name, role=actor.role),
+        action=entry.action,
+        target=entry.target,
+        reason=entry.reason,
+        source=actor.source,
+        outcome=entry.outcome,
+        code=entry.code,
+        before=entry.before,
+        after=entry.after,
+        request_id=entry.request_id,
     )
 
 

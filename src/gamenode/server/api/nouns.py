@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gamenode.domain.access import Actor
+from gamenode.domain.access import Actor, ApiToken, Role
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.log import LogKey, LogSlice
 from gamenode.domain.node import Drain, Maintenance, Node, NodePatch, StateChange
 from gamenode.domain.pipeline import NewPipeline, Pipeline, Status
 from gamenode.domain.selector import Selector
 from gamenode.lib.clock import Instant
+from gamenode.server.events.audit import AuditRecord, AuditVerdict
 from gamenode.server.logs.streamer import From
 
 
@@ -123,6 +124,31 @@ class EventLog(Protocol):
         """Yield events behind `after` (None: from now on) as they come, in batches."""
 
 
+class Tokens(Protocol):
+    """What people and services sign in with."""
+
+    async def create(
+        self, *, name: str, role: Role, ttl_s: float | None, by: Actor
+    ) -> tuple[ApiToken, str]:
+        """Make a token; return it, and its text, which nobody can ask for again."""
+
+    async def list(self, *, q: str, limit: int, before: str) -> Sequence[ApiToken]:
+        """Return tokens, newest first, from below the id `before` on."""
+
+    async def revoke(self, token_id: str, *, by: Actor) -> ApiToken:
+        """Let nobody sign in with a token from now on, or raise NOT_FOUND."""
+
+
+class AuditLog(Protocol):
+    """Who did what."""
+
+    async def list(self, *, limit: int, before: int | None) -> Sequence[AuditRecord]:
+        """Return entries, newest first; with `before`, only those of a lower id."""
+
+    async def verify(self, *, known_head: str = "") -> AuditVerdict:
+        """Walk along the whole chain."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nouns:
     """Everything that the HTTP edge speaks for."""
@@ -132,5 +158,7 @@ class Nouns:
     nodes: NodeManager
     logs: LogManager
     events: EventLog
+    tokens: Tokens
+    audit: AuditLog
     why_not_ready: Callable[[], str]
     """Says why this server takes no work; empty when it does."""

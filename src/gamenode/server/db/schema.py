@@ -207,6 +207,29 @@ steps: Final = Table(
     Index("steps_by_name", "pipeline_id", "name", unique=True),
 )
 
+tokens: Final = Table(
+    "tokens",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("last_used_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    # A name stands in the audit log, so it means one token at a time.
+    Index(
+        "tokens_by_name",
+        "name",
+        unique=True,
+        sqlite_where=text("revoked_at IS NULL"),
+        postgresql_where=text("revoked_at IS NULL"),
+    ),
+    comment="API tokens; of their secrets, the SHA-256.",
+)
+
 idempotency_keys: Final = Table(
     "idempotency_keys",
     metadata,

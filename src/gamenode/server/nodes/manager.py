@@ -91,6 +91,7 @@ class NodeManager:
         self._nodes: dict[str, Node] = {}
         self._values: dict[str, dict[str, tuple[str, ...]]] = {}
         self._changed: list[Callable[[], None]] = []
+        self._closed: Closed | None = None
 
     async def load(self) -> None:
         """Read every node; whoever was online gets the whole timeout from now (C6, P7)."""
@@ -225,6 +226,8 @@ class NodeManager:
         known = self._connections.attach(connection, online=node.online)
         if known is None:
             return None
+        if self._closed is not None:
+            connection.close(self._closed)
         try:
             if not known.online:
                 await self._set_online(known, "reconnected")
@@ -258,7 +261,8 @@ class NodeManager:
         return self._connections.connection(node_id)
 
     def close_all(self, closed: Closed) -> None:
-        """End every stream with a word that says why."""
+        """End every stream, and every one to come, with a word that says why."""
+        self._closed = closed
         for _, known in self._connections.every():
             if known.connection is not None:
                 known.connection.close(closed)
