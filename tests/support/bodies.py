@@ -66,7 +66,7 @@ def node(node_id: str = "fra-07", **members: Any) -> dict[str, Any]:
         "labels": {"zone": "a"},
         "note": "",
         "conditions": [],
-        "inventory_version": None,
+        "inventory_version": 1,
         "registered_at": "2026-11-20T08:00:00.000Z",
         **members,
     }

@@ -211,6 +211,27 @@ class CollectionAnswer:
     next_report_at: Instant | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InventoryVersion:
+    """What a node was made of, from one change of its stable content to the next (B4)."""
+
+    node_id: str
+    version: int
+    """From 1, one more with each change."""
+    collected_at: Instant
+    """When this content was first seen."""
+    seen_at: Instant
+    """When the server was last told the same content."""
+    hash: str
+    """`content_hash` of `inventory`."""
+    inventory: Inventory
+    """As it was collected; what is not part of the stable content, as it was seen last."""
+    failed: tuple[CollectionFailure, ...]
+    """What the last collection could not see; `inventory` has it as it was seen before."""
+    summary: str
+    """What changed, in words; empty for the first version."""
+
+
 PARTS: Final = ("cpu", "memory", "gpu", "disk", "system", "runtimes", "network")
 """What is collected, and may fail, on its own. `gpu` has the graphics driver with it, `system` the
 operating system and the kernel."""

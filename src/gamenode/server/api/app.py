@@ -24,6 +24,7 @@ from gamenode.server.api.audit import AuditRoutes
 from gamenode.server.api.events import EventRoutes
 from gamenode.server.api.guard import Guard
 from gamenode.server.api.home import HomeRoutes
+from gamenode.server.api.inventory import InventoryRoutes
 from gamenode.server.api.logs import LogRoutes
 from gamenode.server.api.nodes import NodeRoutes
 from gamenode.server.api.nouns import Nouns
@@ -99,6 +100,7 @@ def create_api(
             clock=clock,
             wait_s_max=settings.wait_s_max,
         ).operations(),
+        *InventoryRoutes(nouns.inventories, streams=streams, clock=clock).operations(),
         *PipelineRoutes(
             nouns.pipeline_manager, nouns.pipeline_service, wait_s_max=settings.wait_s_max
         ).operations(),
