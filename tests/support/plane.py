@@ -364,7 +364,10 @@ class MemoryStream:
         await asyncio.wait([self._serving])
 
     async def close(self) -> None:
-        self.break_off()
+        self._broken = True
+        self._to_agent.end()
+        if not self._to_server.silent:
+            self._to_server.end()
 
     def break_off(self) -> None:
         """Lose what is on its way, both ways."""
@@ -420,6 +423,7 @@ class _Queue(Generic[Message]):
 
     def end(self) -> None:
         """End, and lose what is there."""
+        self.silent = False
         self._messages.clear()
         self.close()
 
