@@ -124,12 +124,16 @@ def test_a_data_folder_in_use_is_refused(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:8080"])
 @pytest.mark.parametrize("flag", ["--http", "--grpc"])
-def test_a_server_refuses_an_address_that_others_reach_and_says_why(
+def test_who_lets_everybody_in_refuses_an_address_that_others_reach_and_says_why(
     cluster: Cluster, address: str, flag: str
 ) -> None:
-    done = cluster.command("server", flag, address, "--data", str(cluster.folder / "server"))
+    done = cluster.start(
+        *("server", flag, address, "--data", str(cluster.folder / "server")),
+        name="server",
+        ACCESS__AUTH="none",
+    ).done()
     assert done.exit_code == USAGE
-    assert f"will not listen on {address}: nobody has to sign in yet" in done.stderr
+    assert f"will not listen on {address}: nobody has to sign in here" in done.stderr
     assert "127.0.0.1" in done.stderr
 
 
@@ -174,13 +178,16 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
         grpc.insecure_channel(cluster.grpc) as channel,
         ThreadPoolExecutor(1) as pool,
     ):
-        plain.request("GET", "/api/v1/events?follow=true&after=0")
+        plain.request(
+            "GET", "/api/v1/events?follow=true&after=0", headers={"authorization": cluster.bearer}
+        )
         stream = plain.getresponse()
         waiting = pool.submit(cluster.request, "GET", f"/api/v1/pipelines/{pipeline_id}?wait=60s")
         stub = pb_grpc.GameNodeServiceStub(channel)
-        watching = stub.WatchEvents(pb.WatchEventsRequest(after=0))
+        signed = (("authorization", cluster.bearer),)
+        watching = stub.WatchEvents(pb.WatchEventsRequest(after=0), metadata=signed)
         following = stub.StreamLogs(
-            pb.LogRequest(pipeline_id=pipeline_id, step_id="a", follow=True)
+            pb.LogRequest(pipeline_id=pipeline_id, step_id="a", follow=True), metadata=signed
         )
         assert next(iter(watching)).type == "node.registered"
         assert next(iter(following)).text == b"here"

@@ -66,7 +66,7 @@ def node(node_id: str = "fra-07", **members: Any) -> dict[str, Any]:
         "labels": {"zone": "a"},
         "note": "",
         "conditions": [],
-        "inventory_version": None,
+        "inventory_version": 1,
         "registered_at": "2026-11-20T08:00:00.000Z",
         **members,
     }
@@ -82,6 +82,38 @@ def event(event_id: int, type_: str = "pipeline.created", **members: Any) -> dic
         "message": "",
         "timestamp": "2026-11-24T21:58:21.000Z",
         "data": {},
+        **members,
+    }
+
+
+def token(**members: Any) -> dict[str, Any]:
+    return {
+        "id": PIPELINE_ID,
+        "name": "grafana",
+        "role": "viewer",
+        "created_at": "2026-11-24T21:58:21.000Z",
+        "created_by": "ann",
+        "expires_at": None,
+        "last_used_at": None,
+        "revoked_at": None,
+        **members,
+    }
+
+
+def audit_entry(**members: Any) -> dict[str, Any]:
+    return {
+        "id": 1,
+        "at": "2026-11-24T21:58:21.000Z",
+        "actor": {"kind": "token", "name": "ann", "role": "admin"},
+        "action": "node.state",
+        "target": "fra-07",
+        "reason": "fans",
+        "source": "127.0.0.1",
+        "outcome": "accepted",
+        "code": "",
+        "before": "normal",
+        "after": "maintenance",
+        "request_id": "",
         **members,
     }
 

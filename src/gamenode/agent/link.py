@@ -11,6 +11,7 @@ import grpc.aio
 
 from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
 from gamenode.domain.errors import GameNodeError
+from gamenode.domain.inventory import Collection, CollectionAnswer
 from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
 from gamenode.domain.node import Heartbeat, Registration, RegistrationAnswer
 from gamenode.wire import codec
@@ -91,6 +92,9 @@ class Link(Protocol):
     async def open(self, statement: Statement) -> AgentStream:
         """Open a stream with a statement."""
 
+    async def update_inventory(self, collection: Collection) -> CollectionAnswer:
+        """Bring what the node is made of."""
+
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
     ) -> AppendAnswer:
@@ -130,8 +134,24 @@ class GrpcLink:
     async def open(self, statement: Statement) -> AgentStream:
         """Open a stream with a statement."""
         stream = _GrpcStream(self._stub().Connect(), self._settings.call_timeout_s)
-        await stream.write(pb.AgentMessage(statement=codec.encode_statement(statement)))
+        try:
+            await stream.write(pb.AgentMessage(statement=codec.encode_statement(statement)))
+        except BaseException:
+            await stream.close()
+            raise
         return stream
+
+    async def update_inventory(self, collection: Collection) -> CollectionAnswer:
+        """Bring what the node is made of."""
+        node_id, session_id = self._session
+        request = codec.encode_resource_info(collection, node_id=node_id, session_id=session_id)
+        try:
+            response = await self._stub().UpdateResourceInfo(
+                request, timeout=self._settings.call_timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _link_error(error) from error
+        return codec.decode_resource_answer(response)
 
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
@@ -195,6 +215,13 @@ class _GrpcStream:
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise _link_error(error) from error
+        except asyncio.CancelledError:
+            # A call that was given up on this side, as by a write that took too long, says the same
+            # as a task that somebody cancels.
+            task = asyncio.current_task()
+            if not self._call.cancelled() or (task is not None and task.cancelling()):
+                raise
+            raise LinkError("the stream was given up", transient=True) from None
         if not isinstance(message, pb.ServerMessage):
             raise LinkError("the server ended the stream", transient=True)
         return codec.decode_server_word(message)

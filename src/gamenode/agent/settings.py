@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gamenode.agent.conditions import ConditionSettings
+from gamenode.agent.inventory.collector import CollectorSettings
+from gamenode.agent.inventory_reporter import ReporterSettings
 from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
 from gamenode.agent.session import SessionSettings
@@ -21,6 +23,8 @@ class HostSettings:
     """Where the server's gRPC is."""
     node_id: str = ""
     """Empty: the host's name."""
+    node_type: str = ""
+    """`physical`, `virtual` or `container`. Empty: what the host looks like."""
     data: Path = Path("/var/lib/gamenode-agent")
     """The folder of the journal, the spool and the process runtime's runs."""
     runtime: str = "auto"
@@ -53,3 +57,5 @@ class AgentSettings:
     conditions: ConditionSettings = field(default_factory=ConditionSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     logs: UploaderSettings = field(default_factory=UploaderSettings)
+    inventory: ReporterSettings = field(default_factory=ReporterSettings)
+    collector: CollectorSettings = field(default_factory=CollectorSettings)

@@ -211,6 +211,27 @@ class CollectionAnswer:
     next_report_at: Instant | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InventoryVersion:
+    """What a node was made of, from one change of its stable content to the next (B4)."""
+
+    node_id: str
+    version: int
+    """From 1, one more with each change."""
+    collected_at: Instant
+    """When this content was first seen."""
+    seen_at: Instant
+    """When the server was last told the same content."""
+    hash: str
+    """`content_hash` of `inventory`."""
+    inventory: Inventory
+    """As it was collected; what is not part of the stable content, as it was seen last."""
+    failed: tuple[CollectionFailure, ...]
+    """What the last collection could not see; `inventory` has it as it was seen before."""
+    summary: str
+    """What changed, in words; empty for the first version."""
+
+
 PARTS: Final = ("cpu", "memory", "gpu", "disk", "system", "runtimes", "network")
 """What is collected, and may fail, on its own. `gpu` has the graphics driver with it, `system` the
 operating system and the kernel."""
@@ -257,26 +278,28 @@ def content_hash(inventory: Inventory) -> str:
     return hashlib.sha256(_text(canonical(inventory)).encode()).hexdigest()
 
 
-def with_last_seen(new: Inventory, last: Inventory, failed: Group[str]) -> Inventory:
-    """Return `new` with the `failed` parts as they were in `last`.
+def with_parts_of(inventory: Inventory, other: Inventory, parts: Group[str]) -> Inventory:
+    """Return `inventory`, but for `parts` (of `PARTS`), which are as in `other`.
 
-    A part that could not be collected this time has not been taken out of the machine.
+    So a part that could not be collected stays as it was seen last: it has not been taken out of
+    the machine.
     """
-    hardware, software = new.hardware, new.software
-    if "cpu" in failed:
-        hardware = replace(hardware, cpu=last.hardware.cpu)
-    if "memory" in failed:
-        hardware = replace(hardware, memory=last.hardware.memory)
-    if "gpu" in failed:
-        hardware = replace(hardware, gpu=last.hardware.gpu)
-        software = replace(software, gpu_driver=last.software.gpu_driver)
-    if "disk" in failed:
-        hardware = replace(hardware, disk=last.hardware.disk)
-    if "system" in failed:
-        software = replace(software, os=last.software.os, kernel=last.software.kernel)
-    if "runtimes" in failed:
-        software = replace(software, runtimes=last.software.runtimes)
-    network = last.network if "network" in failed else new.network
+    hardware, software, network = inventory.hardware, inventory.software, inventory.network
+    if "cpu" in parts:
+        hardware = replace(hardware, cpu=other.hardware.cpu)
+    if "memory" in parts:
+        hardware = replace(hardware, memory=other.hardware.memory)
+    if "gpu" in parts:
+        hardware = replace(hardware, gpu=other.hardware.gpu)
+        software = replace(software, gpu_driver=other.software.gpu_driver)
+    if "disk" in parts:
+        hardware = replace(hardware, disk=other.hardware.disk)
+    if "system" in parts:
+        software = replace(software, os=other.software.os, kernel=other.software.kernel)
+    if "runtimes" in parts:
+        software = replace(software, runtimes=other.software.runtimes)
+    if "network" in parts:
+        network = other.network
     return Inventory(hardware=hardware, software=software, network=network)
 
 

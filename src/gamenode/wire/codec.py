@@ -300,6 +300,18 @@ def decode_resource_answer(response: pb.UpdateResponse) -> CollectionAnswer:
     )
 
 
+def decode_parts(
+    message: pb.RegisterRequest | pb.ResourceInfo,
+) -> tuple[Inventory, tuple[CollectionFailure, ...]]:
+    """Return what a node says it is made of, and what it could not collect."""
+    return _decode_inventory(message), _decode_failed(message.failed)
+
+
+def decode_node_type(request: pb.RegisterRequest) -> NodeType | None:
+    """Return what kind of machine registers; None where it names none that is known."""
+    return _NODE_TYPES.get(request.node_type)
+
+
 def _decode_inventory(message: pb.RegisterRequest | pb.ResourceInfo) -> Inventory:
     return Inventory(
         hardware=decode_record(Hardware, message.hardware),

@@ -14,7 +14,16 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from tests.support.bodies import PIPELINE_ID, event, node, page, pipeline, step
+from tests.support.bodies import (
+    PIPELINE_ID,
+    audit_entry,
+    event,
+    node,
+    page,
+    pipeline,
+    step,
+    token,
+)
 from tests.support.fake_api import FakeApi, Reply, fake_api, problem
 from tests.support.program import Program
 
@@ -53,6 +62,8 @@ ARGUMENTS = {
     ("context", "use"): ["lab"],
     ("context", "add"): ["new", "--url", "http://127.0.0.1:1"],
     ("context", "remove"): ["lab"],
+    ("tokens", "create"): ["--role", "viewer", "--name", "grafana", "--no-headers"],
+    ("tokens", "revoke"): ["grafana"],
     ("completion",): ["bash"],
     ("api",): ["GET", "nodes"],
 }
@@ -74,6 +85,12 @@ def api() -> Iterator[FakeApi]:
         declared = {"name": "x", "description": "", "args": [], "envs": [], "steps": []}
         served.on("POST", "/pipelines:validate", Reply(declared))
         served.on("GET", "/events", Reply(page(event(1))))
+        served.on("GET", "/tokens", Reply(page(token())))
+        served.on("POST", "/tokens", Reply({**token(), "token": "gn_secret"}, 201))
+        served.on("DELETE", f"/tokens/{PIPELINE_ID}", Reply(token()))
+        served.on("GET", "/audit", Reply(page(audit_entry())))
+        verdict = {"ok": True, "rows": 1, "head": "ab" * 32, "first_bad": None}
+        served.on("GET", "/audit:verify", Reply(verdict))
         served.on("GET", "/version", Reply({"version": "0.1.0", "api": "v1"}))
         line = b"2026-11-24T21:58:21.123456789Z stdout F hello\n"
         served.on("GET", ".*/logs", Reply(line, headers={"log-offset": "0"}))

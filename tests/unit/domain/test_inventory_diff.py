@@ -26,7 +26,7 @@ from gamenode.domain.inventory import (
     Software,
     canonical,
     content_hash,
-    with_last_seen,
+    with_parts_of,
 )
 from gamenode.domain.inventory_diff import Change, ChangeOp, apply, describe, diff
 
@@ -212,8 +212,8 @@ def test_parts_that_share_a_serial_number_are_told_apart_by_their_slot() -> None
 @settings(max_examples=30, deadline=None)
 @given(new=INVENTORIES, last=INVENTORIES)
 def test_a_failed_part_stays_as_it_was_last_seen(new: Inventory, last: Inventory) -> None:
-    assert with_last_seen(new, last, ()) == new
-    assert with_last_seen(new, last, PARTS) == last
-    kept = with_last_seen(new, last, {"gpu"})
+    assert with_parts_of(new, last, ()) == new
+    assert with_parts_of(new, last, PARTS) == last
+    kept = with_parts_of(new, last, {"gpu"})
     assert kept.hardware == replace(new.hardware, gpu=last.hardware.gpu)
     assert kept.software == replace(new.software, gpu_driver=last.software.gpu_driver)

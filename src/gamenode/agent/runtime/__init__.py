@@ -115,6 +115,15 @@ class Runtime(Protocol):
     def unsupported(self, container: ContainerSpec) -> tuple[str, ...]:
         """Return the keys of `container` that cannot be honoured here, in the file's words."""
 
+    async def prepare(self, container: ContainerSpec) -> None:
+        """Fetch what a start of `container` needs, as its pull policy says. May be cancelled.
+
+        A start fetches what is missing all the same, but no cancel reaches it meanwhile (P11).
+
+        Raises:
+            StartError: it cannot be had.
+        """
+
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Create and start `run`; return when it was started.
 

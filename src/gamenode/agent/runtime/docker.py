@@ -102,12 +102,16 @@ class DockerRuntime:
         """Return nothing: a container spec is what an engine takes."""
         return ()
 
+    async def prepare(self, container: ContainerSpec) -> None:
+        """Have the image here, as `pull_policy` says: missing (default), always, or never."""
+        await self._pull(container, always=container.pull_policy == "always")
+
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Pull what is missing, create the container under the run's name, start it."""
         async with self._starting.setdefault(run, asyncio.Lock()):
             state = await self._until_answered(lambda: self._state(run))
             if state is None:
-                await self._pull(container)
+                await self._pull(container, always=False)
                 await self._create(run, container, service=service)
             elif state["Status"] != "created":
                 return _instant(state["StartedAt"])
@@ -165,13 +169,12 @@ class DockerRuntime:
         message = f"the engine cannot start it: {refusal or 'it gave no answer'}"
         raise StartError(Reason.START_FAILED, message)
 
-    async def _pull(self, container: ContainerSpec) -> None:
-        """Have the image here, as `pull_policy` says: missing (default), always, or never."""
+    async def _pull(self, container: ContainerSpec, *, always: bool) -> None:
         engine = await self._engine()
         if container.pull_policy == "never":
             return
         try:
-            if container.pull_policy != "always" and await self._has(container.image):
+            if not always and await self._has(container.image):
                 return
             async with asyncio.timeout(self._settings.pull_s):
                 await engine.images.pull(container.image)

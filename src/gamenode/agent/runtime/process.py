@@ -103,6 +103,9 @@ class ProcessRuntime:
         """Return the keys that plain processes cannot honour on this host."""
         return spec.unsupported(container, self._tools)
 
+    async def prepare(self, container: ContainerSpec) -> None:
+        """Do nothing: everything is on the host."""
+
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Claim `run` on disk, then start its supervisor. A claimed one is not started again."""
         now = self._clock.now()

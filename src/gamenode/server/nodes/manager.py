@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from gamenode.domain.access import Actor
 from gamenode.domain.command import Closed, CloseReason, Statement
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.inventory import Inventory
+from gamenode.domain.inventory import Collection, CollectionFailure, Inventory, with_parts_of
 from gamenode.domain.node import (
     OF_THE_AGENT,
     ConditionType,
@@ -22,17 +22,25 @@ from gamenode.domain.node import (
     Maintenance,
     Node,
     NodePatch,
+    NodeType,
     Registration,
     RegistrationAnswer,
     Session,
     StateChange,
 )
 from gamenode.domain.placement import Candidate
+from gamenode.domain.registration import refusal
 from gamenode.domain.selector import Lookup, Selector
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 from gamenode.lib.ids import Ids
 from gamenode.server.nodes.connections import AgentConnection, ConnectionManager, Liveness
-from gamenode.server.nodes.service import GameNodeService, not_found, values_of
+from gamenode.server.nodes.inventories import InventoryKeeper
+from gamenode.server.nodes.service import (
+    GameNodeService,
+    InventorySettings,
+    not_found,
+    values_of,
+)
 from gamenode.server.nodes.states import StateKeeper, StateSettings
 
 _log = logging.getLogger(__name__)
@@ -70,6 +78,7 @@ class NodeManager:
         ids: Ids,
         settings: NodeSettings,
         states: StateSettings,
+        inventories: InventorySettings,
     ) -> None:
         """Know nobody until `load`."""
         self._service = service
@@ -89,6 +98,14 @@ class NodeManager:
             settings=states,
         )
         self._nodes: dict[str, Node] = {}
+        self._collection_retry_after_s = inventories.retry_after_s
+        self.inventories = InventoryKeeper(
+            service=service,
+            connections=self._connections,
+            nodes=self._nodes,
+            clock=clock,
+            settings=inventories,
+        )
         self._values: dict[str, dict[str, tuple[str, ...]]] = {}
         self._changed: list[Callable[[], None]] = []
         self._closed: Closed | None = None
@@ -134,7 +151,7 @@ class NodeManager:
         outcome = await self._service.register(registration, session_id=self._ids.new(), now=now)
         self._remember(await self._service.get(node_id))
         # A later registration may have been faster; then nothing is heard of this one any more.
-        if self._nodes[node_id].session_epoch == outcome.session.epoch:
+        if self._is_current(outcome.session):
             before = self._connections.get(node_id)
             self._connections.heard(outcome.session)
             if before is not None and before.connection is not None:
@@ -178,22 +195,25 @@ class NodeManager:
         if beat.sent_at is not None:
             one_way_s = (beat.round_trip_s or 0.0) / 2
             known.clock_skew_s = (beat.sent_at - known.heard_at) / NANOSECONDS_PER_S + one_way_s
-        await self._note_conditions(node, beat, known.clock_skew_s)
         if not known.online:
             await self._set_online(known, "heartbeat")
         change = node.state_change
-        if node.simple and change is not None and change.confirmed_at is None:
-            try:
+        try:
+            await self._note_conditions(node, beat, known.clock_skew_s)
+            if node.simple and change is not None and change.confirmed_at is None:
                 await self.states.seen(change)
-            except GameNodeError as error:
-                # It is asked again with the next heartbeat; this one counts all the same (RL5).
-                _log.warning(
-                    "a state's confirmation was not written down: %s",
-                    error,
-                    extra={"event": "node.confirmation_unwritten", "node_id": node.id},
-                )
+        except GameNodeError as error:
+            # The next heartbeat says it again, and this one counts all the same (RL5).
+            _log.warning(
+                "what came with a heartbeat was not written down: %s",
+                error,
+                extra={"event": "node.heartbeat_unwritten", "node_id": node.id},
+            )
         return HeartbeatResult(
-            counted=True, maintenance=node.maintenance, state_version=node.state_version
+            counted=True,
+            maintenance=node.maintenance,
+            state_version=node.state_version,
+            send_inventory=beat.inventory_hash not in ("", node.inventory_hash),
         )
 
     def session_of(self, node_id: str, session_id: str) -> Session | None:
@@ -416,13 +436,41 @@ class NodeManager:
             for node_id, node in self._nodes.items()
         ]
 
-    async def update_resource_info(self, node_id: str, inventory: Inventory) -> None:
-        """Replace what is known of a node's parts."""
-        await self._service.update_inventory(node_id, inventory, now=self._clock.now())
-        self._remember(await self._service.get(node_id))
+    # Inventories
+
+    def refusal(
+        self,
+        node_id: str,
+        inventory: Inventory,
+        node_type: NodeType | None,
+        failed: Sequence[CollectionFailure],
+    ) -> GameNodeError | None:
+        """Return why what a node says of itself is refused, or None (A2).
+
+        A part that could not be collected is taken as it was seen before, where it was.
+        """
+        known = self._nodes.get(node_id)
+        if known is not None:
+            parts = {failure.part for failure in failed}
+            inventory = with_parts_of(inventory, known.inventory, parts)
+            node_type = node_type or known.type
+        return refusal(inventory, node_type, failed, retry_after_s=self._collection_retry_after_s)
+
+    async def update_resource_info(self, session: Session, collection: Collection) -> bool:
+        """Take what a node collected; False if its session is not the newest any more."""
+        version = await self._service.update_inventory(session, collection, now=self._clock.now())
+        if version is None:
+            return False
+        self._remember(await self._service.get(session.node_id))
+        self.inventories.collected(version)
+        return True
 
     def _is_newest(self, node: Node, session_id: str) -> bool:
         return session_id == node.session_id or (not session_id and node.simple)
+
+    def _is_current(self, session: Session) -> bool:
+        node = self._nodes.get(session.node_id)  # it may have been removed meanwhile
+        return node is not None and node.session_epoch == session.epoch
 
     def _remember(self, node: Node) -> None:
         """Take over what was read of a node, but for what memory knows better."""
@@ -437,6 +485,13 @@ class NodeManager:
                 link=known.link,
                 link_since=known.link_since,
                 link_cause=known.link_cause,
+            )
+        if known is not None and known.inventory_version > node.inventory_version:
+            node = replace(
+                node,
+                inventory=known.inventory,
+                inventory_version=known.inventory_version,
+                inventory_hash=known.inventory_hash,
             )
         if known is not None and known.state_version > node.state_version:
             node = replace(
@@ -547,10 +602,7 @@ class NodeManager:
             )
             return False
         # A newer session says for itself what it is.
-        return (
-            self._connections.get(session.node_id) is known
-            and self._nodes[session.node_id].session_epoch == session.epoch
-        )
+        return self._connections.get(session.node_id) is known and self._is_current(session)
 
     async def _set_link(self, connection: AgentConnection, link: Link, cause: str) -> None:
         now: Instant = self._clock.now()
@@ -572,7 +624,7 @@ class NodeManager:
                 error,
                 extra={"event": "node.link_unwritten", "node_id": connection.node_id},
             )
-        if current and self._nodes[connection.node_id].session_epoch == connection.session.epoch:
+        if current and self._is_current(connection.session):
             self._patch(connection.node_id, link=link, link_since=now, link_cause=cause)
 
     def _patch(self, node_id: str, **changes: object) -> None:

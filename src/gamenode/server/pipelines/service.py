@@ -372,7 +372,7 @@ class GamePipelineGRPCService:
             for pipeline in bound:
                 row = store.lock(conn, pipeline.dispatch.pipeline_id)
                 assert row is not None
-                _end(conn, row, Status.FAILED, Reason.NODE_LOST, "its node was removed", now)
+                _end_refused(conn, row, Reason.NODE_LOST, "its node was removed", now)
             nodes.remove_node(conn, node_id, by=by, reason=reason, now=now)
 
         await self._db.write(record)
