@@ -28,6 +28,7 @@ from gamenode.wire.inventory_table import HEADINGS, row_of
 
 CSV_MEDIA_TYPE: Final = "text/csv; charset=utf-8"
 
+Version = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Time = Annotated[str, Meta(description="RFC 3339, or `2h` for two hours ago.")]
 
 _encode_json: Final = msgspec.json.Encoder().encode
@@ -44,9 +45,7 @@ class InventoryFormat(StrEnum):
 class InventoryQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which version of a node's inventory; without either, the newest."""
 
-    version: Annotated[
-        int | None, Meta(ge=1, le=2**63 - 1, description="The version with this number.")
-    ] = None
+    version: Annotated[Version | None, Meta(description="The version with this number.")] = None
     at: Annotated[Time, Meta(description="The version that was the newest at this time.")] = ""
 
 
