@@ -187,7 +187,6 @@ class ControlPlane:
                 nodes=self.nodes, pipelines=self.pipelines, random=random, settings=settings.link
             ),
             clock=clock,
-            settings=RpcSettings(),
         )
         self.nodes.on_change(self.dispatcher.wake)
         self.feed.on_events(lambda _: self.dispatcher.wake())
