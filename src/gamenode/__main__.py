@@ -36,17 +36,20 @@ SERVER_SECTIONS: Final = frozenset(
     {
         "server",
         "database",
+        "access",
         "api",
         "rpc",
         "agent_link",
         "nodes",
         "states",
+        "inventories",
         "dispatch",
         "pipelines",
         "logs",
         "log_reading",
         "log_followers",
         "events",
+        "internal_errors",
         "metrics",
     }
 )
@@ -57,6 +60,8 @@ AGENT_SECTIONS: Final = frozenset(
         "link",
         "session",
         "conditions",
+        "collector",
+        "inventory",
         "runner",
         "logs",
     }
@@ -141,11 +146,13 @@ def dev_command(
     log_level: str,
 ) -> None:
     """Run a server and its agents on this machine, for this machine alone."""
+    from gamenode.server.access.manager import AuthMode  # noqa: PLC0415 - see the module
     from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
 
     data = data.absolute()
     flags = {"http": http, "grpc": grpc, "data": data / "server", "log_level": log_level}
-    settings = _settings(ServerSettings, None, {"server": flags}, foreign=AGENT_SECTIONS)
+    sections: dict[str, Mapping[str, object]] = {"server": flags, "access": {"auth": AuthMode.NONE}}
+    settings = _settings(ServerSettings, None, sections, foreign=AGENT_SECTIONS)
     names = ["local"] if agents == 1 else [f"local-{number}" for number in range(1, agents + 1)]
     children = [
         _spawn_agent(name, settings.server.grpc, data, runtime, log_level) for name in names

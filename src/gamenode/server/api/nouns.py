@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gamenode.domain.access import Actor
+from gamenode.domain.access import Actor, ApiToken, Role
 from gamenode.domain.event import Event, EventFilter
+from gamenode.domain.inventory import InventoryVersion
+from gamenode.domain.inventory_diff import InventoryDiff
 from gamenode.domain.log import LogKey, LogSlice
 from gamenode.domain.node import Drain, Maintenance, Node, NodePatch, StateChange
 from gamenode.domain.pipeline import NewPipeline, Pipeline, Status
 from gamenode.domain.selector import Selector
 from gamenode.lib.clock import Instant
+from gamenode.server.events.audit import AuditRecord, AuditVerdict
 from gamenode.server.logs.streamer import From
 
 
@@ -90,6 +93,36 @@ class NodeManager(Protocol):
         """Return a node's state changes, newest first."""
 
 
+class Inventories(Protocol):
+    """What nodes are made of."""
+
+    async def show(
+        self, node_id: str, *, version: int | None = None, at: Instant | None = None
+    ) -> InventoryVersion:
+        """Return a version, or the newest (`at` a time), or raise NODE_NOT_FOUND or NOT_FOUND."""
+
+    async def versions(
+        self, node_id: str, *, limit: int, before: int | None
+    ) -> Sequence[InventoryVersion]:
+        """Return versions of a node, newest first, from behind `before` on."""
+
+    async def diff(self, node_id: str, *, from_: str, to: str) -> InventoryDiff:
+        """Return how two versions differ; each is a number, a time, or empty."""
+
+    def query(
+        self,
+        selector: Selector,
+        *,
+        at: Instant | None,
+        changed_since: Instant | None,
+        after: str = "",
+    ) -> AsyncGenerator[InventoryVersion]:
+        """Yield the newest inventory (`at` a time) of every node that fits, by node id."""
+
+    async def collect(self, node_id: str) -> InventoryVersion:
+        """Let a node collect its inventory now, or raise NODE_OFFLINE, CONFLICT or TIMEOUT."""
+
+
 class LogManager(Protocol):
     """Logs, as the bytes that are stored: CRI lines."""
 
@@ -123,6 +156,31 @@ class EventLog(Protocol):
         """Yield events behind `after` (None: from now on) as they come, in batches."""
 
 
+class Tokens(Protocol):
+    """What people and services sign in with."""
+
+    async def create(
+        self, *, name: str, role: Role, ttl_s: float | None, by: Actor
+    ) -> tuple[ApiToken, str]:
+        """Make a token; return it, and its text, which nobody can ask for again."""
+
+    async def list(self, *, q: str, limit: int, before: str) -> Sequence[ApiToken]:
+        """Return tokens, newest first, from below the id `before` on."""
+
+    async def revoke(self, token_id: str, *, by: Actor) -> ApiToken:
+        """Let nobody sign in with a token from now on, or raise NOT_FOUND."""
+
+
+class AuditLog(Protocol):
+    """Who did what."""
+
+    async def list(self, *, limit: int, before: int | None) -> Sequence[AuditRecord]:
+        """Return entries, newest first; with `before`, only those of a lower id."""
+
+    async def verify(self, *, known_head: str = "") -> AuditVerdict:
+        """Walk along the whole chain."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nouns:
     """Everything that the HTTP edge speaks for."""
@@ -130,7 +188,10 @@ class Nouns:
     pipeline_manager: PipelineManager
     pipeline_service: PipelineService
     nodes: NodeManager
+    inventories: Inventories
     logs: LogManager
     events: EventLog
+    tokens: Tokens
+    audit: AuditLog
     why_not_ready: Callable[[], str]
     """Says why this server takes no work; empty when it does."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 from starlette.types import ASGIApp
 
-from gamenode.domain.errors import GameNodeError, invalid
+from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.node import MAINTENANCE_TRANSITIONS, Drain, Maintenance, Node
 from gamenode.domain.quantity import parse_duration, parse_time
 from gamenode.domain.selector import parse_selector
@@ -117,6 +117,9 @@ class StateRoutes:
                     outcome = "changed"
                 except GameNodeError as error:
                     outcome, message = "refused", error.message
+                    await call.refused(error, node.id)
+            elif outcome == "refused" and not body.dry_run:
+                await call.refused(GameNodeError(ErrorCode.CONFLICT, message), node.id)
             outcomes.append(
                 http.StateOutcome(
                     node_id=node.id,
