@@ -233,7 +233,11 @@ async def _simulate(settings: FleetSettings, invocation: Invocation) -> Outcome:
 
     with TemporaryDirectory(prefix="gamenode-sim-") as folder:
         fleet = Fleet(
-            settings, folder=Path(folder), clock=invocation.clock, tell=invocation.output.tell
+            settings,
+            folder=Path(folder),
+            token=invocation.target.token,
+            clock=invocation.clock,
+            tell=invocation.output.tell,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, fleet.end)

@@ -73,9 +73,17 @@ class Fleet:
     """Many nodes, for a while."""
 
     def __init__(
-        self, settings: FleetSettings, *, folder: Path, clock: Clock, tell: Callable[[str], None]
+        self,
+        settings: FleetSettings,
+        *,
+        folder: Path,
+        token: str,
+        clock: Clock,
+        tell: Callable[[str], None],
     ) -> None:
         """Keep spooled logs below `folder`; give the live summary to `tell`, line by line.
+
+        `token` lets the fleet see the server's events; empty where the server asks for none.
 
         Raises:
             GameNodeError: this process may not open so many connections.
@@ -83,7 +91,9 @@ class Fleet:
         _allow_files(settings.nodes + settings.files_spare)
         self._settings = settings
         self._clock = clock
+        self._token = token
         self._tell = tell
+        self._refusal: GameNodeError | None = None
         self._random = Random(settings.seed)  # noqa: S311 - the same seed, the same faults
         self._judge = Judge(clock, settings.judge)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="sim")
@@ -101,18 +111,11 @@ class Fleet:
         """Simulate, and return the verdict.
 
         Raises:
-            GameNodeError: UNAVAILABLE, no node could register.
+            GameNodeError: UNAVAILABLE, no node could register; UNAUTHENTICATED, PERMISSION_DENIED.
         """
-        settings, judge = self._settings, self._judge
-        watch = EventWatch(
-            settings.server,
-            heard=judge.heard,
-            lost=judge.server_lost,
-            gap=self._gap,
-            settings=settings.watch,
-        )
+        settings = self._settings
         loops, strikes = Supervisor(), Supervisor()
-        loops.keep("watch", watch.run)
+        _ = loops.start("watch", self._watch())
         loops.keep("judge", lambda: every(1.0, self._look))
         loops.keep("summary", lambda: every(settings.summary_interval_s, self._summarise))
         self._begun_s = self._clock.monotonic_s()
@@ -129,6 +132,8 @@ class Fleet:
             await loops.close()
             await strikes.finish()
             await self._stop()
+        if self._refusal is not None:
+            raise self._refusal
         if not self._judge.counts.registrations:
             raise GameNodeError(
                 ErrorCode.UNAVAILABLE,
@@ -219,6 +224,21 @@ class Fleet:
             self._stall_s_max = max(self._stall_s_max, now_s - self._looked_s - 1.0)
         self._looked_s = now_s
         self._judge.check()
+
+    async def _watch(self) -> None:
+        watch = EventWatch(
+            self._settings.server,
+            heard=self._judge.heard,
+            lost=self._judge.server_lost,
+            gap=self._gap,
+            token=self._token,
+            settings=self._settings.watch,
+        )
+        try:
+            await watch.run()
+        except GameNodeError as error:
+            self._refusal = error
+            self.end()
 
     def _gap(self) -> None:
         self._judge.counts.event_gaps += 1

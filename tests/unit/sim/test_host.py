@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from tests.support.time import START_AT, FakeClock
 
-from gamenode.domain.inventory import content_hash, missing_to_register
+from gamenode.domain.inventory import content_hash
+from gamenode.domain.node import NodeType
+from gamenode.domain.registration import refusal
 from gamenode.sim.host import SkewedClock, inventory_of
 
 
 def test_a_made_up_host_may_register_and_is_always_the_same() -> None:
-    assert missing_to_register(inventory_of(7), frozenset()) == []
+    for number in (1, 2):
+        assert refusal(inventory_of(number), NodeType.PHYSICAL, (), retry_after_s=1.0) is None
     assert content_hash(inventory_of(7)) == content_hash(inventory_of(7))
 
 
