@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from typing import Any, cast
 
 from starlette.types import ASGIApp
 
@@ -25,8 +26,7 @@ from gamenode.domain.pipeline import (
 )
 from gamenode.domain.selector import Selector
 from gamenode.lib.clock import Instant, after
-from gamenode.server.api.app import ApiSettings, create_api
-from gamenode.server.api.nouns import EventLog, Nouns
+from gamenode.server.api.app import ApiSettings, Nouns, create_api
 from gamenode.server.api.operation import Authenticate
 from gamenode.server.events.audit import AuditRecord, AuditVerdict
 from gamenode.server.logs.streamer import From
@@ -481,7 +481,7 @@ class Api:
         self,
         settings: ApiSettings = ApiSettings(),  # noqa: B008 - frozen
         authenticate: Authenticate = local_admin,
-        events: EventLog | None = None,
+        events: object | None = None,
     ) -> None:
         self.pipelines = MemoryPipelines()
         self.nodes = MemoryNodes()
@@ -491,17 +491,18 @@ class Api:
         self.audit = MemoryAudit()
         self.errors = MemoryErrors()
         self.not_ready = ""
+        self.nouns = Nouns(
+            pipeline_manager=cast("Any", self.pipelines),
+            pipeline_service=cast("Any", self.pipelines),
+            nodes=cast("Any", self.nodes),
+            logs=cast("Any", self.logs),
+            events=cast("Any", events or self.events),
+            tokens=cast("Any", self.tokens),
+            audit=cast("Any", self.audit),
+            why_not_ready=lambda: self.not_ready,
+        )
         self.app: ASGIApp = create_api(
-            Nouns(
-                pipeline_manager=self.pipelines,
-                pipeline_service=self.pipelines,
-                nodes=self.nodes,
-                logs=self.logs,
-                events=events or self.events,
-                tokens=self.tokens,
-                audit=self.audit,
-                why_not_ready=lambda: self.not_ready,
-            ),
+            self.nouns,
             settings=settings,
             authenticate=authenticate,
             refusals=self.audit,

@@ -32,9 +32,8 @@ from gamenode.server.access.manager import AccessManager, AuthMode, is_loopback
 from gamenode.server.access.refusals import Refusals
 from gamenode.server.access.roles import ROLES, check_complete
 from gamenode.server.access.service import AccessService
-from gamenode.server.api.app import ApiSettings, create_api
+from gamenode.server.api.app import ApiSettings, Nouns, create_api
 from gamenode.server.api.guard import ANY_HOST
-from gamenode.server.api.nouns import Nouns
 from gamenode.server.db.database import Database
 from gamenode.server.events import store as events
 from gamenode.server.events.audit_log import AuditLog
