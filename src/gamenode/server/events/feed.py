@@ -126,7 +126,7 @@ class EventFeed:
 
         def read(conn: Connection) -> Sequence[Event]:
             first = store.oldest(conn) if after is None else after
-            return store.read_after(conn, first, filter=wanted, limit=limit)
+            return store.read_after(conn, first, wanted=wanted, limit=limit)
 
         return await self._database.read(read)
 
@@ -246,7 +246,7 @@ class EventFeed:
         limit = self._settings.batch_max
 
         def batch(conn: Connection) -> tuple[list[Event], int]:
-            found = store.read_after(conn, after, filter=wanted, limit=limit)
+            found = store.read_after(conn, after, wanted=wanted, limit=limit)
             return found, found[-1].id if len(found) == limit else store.head(conn)
 
         return await self._database.read(batch)

@@ -78,10 +78,10 @@ def read_after(
     conn: Connection,
     after: int,
     *,
-    filter: EventFilter,  # noqa: A002 - what callers know it by
+    wanted: EventFilter,
     limit: int,
 ) -> list[Event]:
-    """Return at most `limit` events that `filter` wants, oldest first, with ids above `after`.
+    """Return at most `limit` events that `wanted` names, oldest first, with ids above `after`.
 
     Raises:
         GameNodeError: CURSOR_EXPIRED; retention has passed `after`, or no event had that id yet.
@@ -89,24 +89,13 @@ def read_after(
     Source: H2, H4.
     """
     check_cursor(conn, after)
-    wanted = (
+    page = (
         select(events)
-        .where(events.c.id > after, *_conditions(filter))
+        .where(events.c.id > after, *_conditions(wanted))
         .order_by(events.c.id)
         .limit(limit)
     )
-    return [_event(row) for row in conn.execute(wanted).mappings()]
-
-
-def newest_first(
-    conn: Connection,
-    *,
-    filter: EventFilter,  # noqa: A002 - what callers know it by
-    limit: int,
-) -> list[Event]:
-    """Return the `limit` newest events that `filter` wants, newest first."""
-    wanted = select(events).where(*_conditions(filter)).order_by(events.c.id.desc()).limit(limit)
-    return [_event(row) for row in conn.execute(wanted).mappings()]
+    return [_event(row) for row in conn.execute(page).mappings()]
 
 
 def check_cursor(conn: Connection, after: int) -> None:
