@@ -38,7 +38,7 @@ class RpcSettings:
     """Bounds of the gRPC edge."""
 
     message_bytes_max: int = 4 * 1024 * 1024
-    inventory_interval_s: float = 24 * 3600.0
+    """A larger message is refused before it is read."""
 
 
 class GameNodeServer(pb_grpc.GameNodeServiceServicer):
