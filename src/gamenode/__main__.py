@@ -35,6 +35,7 @@ SERVER_SECTIONS: Final = frozenset(
         "database",
         "access",
         "api",
+        "connections",
         "rpc",
         "agent_link",
         "nodes",

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, cast
 
 import grpc.aio
 import uvicorn
@@ -33,6 +33,7 @@ from gamenode.server.access.refusals import Refusals
 from gamenode.server.access.roles import ROLES, check_complete
 from gamenode.server.access.service import AccessService
 from gamenode.server.api.app import ApiSettings, Nouns, create_api
+from gamenode.server.api.connection import BoundedConnection, ConnectionSettings
 from gamenode.server.api.guard import ANY_HOST
 from gamenode.server.db.database import Database
 from gamenode.server.events import store as events
@@ -172,14 +173,14 @@ class Server:
                     clock=clock,
                     ids=ids,
                 ),
-                http="httptools",
+                http=_connection_type(settings.connections),
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                timeout_keep_alive=75,
+                timeout_keep_alive=round(settings.connections.idle_s_max),
                 timeout_graceful_shutdown=round(settings.server.stop_s_max / 2),
             )
         )
@@ -337,6 +338,11 @@ class _Http(uvicorn.Server):
     async def wait_started(self) -> None:
         """Wait until connections are taken."""
         await self._started.wait()
+
+
+def _connection_type(settings: ConnectionSettings) -> type[asyncio.Protocol]:
+    # The library calls what it gets, and says so with a narrower type.
+    return cast("type[asyncio.Protocol]", partial(BoundedConnection, settings))
 
 
 def _api_settings(settings: ServerSettings) -> ApiSettings:

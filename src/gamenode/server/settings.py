@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gamenode.server.access.manager import AccessSettings
 from gamenode.server.api.app import ApiSettings
+from gamenode.server.api.connection import ConnectionSettings
 from gamenode.server.db.database import DatabaseSettings
 from gamenode.server.events.feed import EventFeedSettings
 from gamenode.server.events.internal_errors import InternalErrorSettings
@@ -48,6 +49,7 @@ class ServerSettings:
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     agent_link: AgentLinkSettings = field(default_factory=AgentLinkSettings)
     nodes: NodeSettings = field(default_factory=NodeSettings)
