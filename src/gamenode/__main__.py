@@ -40,6 +40,7 @@ SERVER_SECTIONS: Final = frozenset(
         "agent_link",
         "nodes",
         "states",
+        "inventories",
         "dispatch",
         "pipelines",
         "logs",

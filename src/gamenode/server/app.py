@@ -105,13 +105,14 @@ class Server:
         self._internal_errors = InternalErrors(
             self._database, clock=clock, ids=ids, settings=settings.internal_errors
         )
-        self._node_service = GameNodeService(self._database)
+        self._node_service = GameNodeService(self._database, settings.inventories)
         self._nodes = NodeManager(
             service=self._node_service,
             clock=clock,
             ids=ids,
             settings=settings.nodes,
             states=settings.states,
+            inventories=settings.inventories,
         )
         self._pipeline_service = GamePipelineGRPCService(self._database)
         files = LogFiles(data / "logs")
@@ -158,6 +159,7 @@ class Server:
                         pipeline_manager=self._pipelines,
                         pipeline_service=self._pipeline_service,
                         nodes=self._nodes,
+                        inventories=self._nodes.inventories,
                         logs=self._logs,
                         events=self._feed,
                         tokens=self._access,
@@ -265,15 +267,34 @@ class Server:
             for service in services
             for method in service.methods
         )
+        servicer = GameNodeServer(
+            nodes=self._nodes,
+            pipelines=self._pipelines,
+            logs=self._logs,
+            log_service=self._log_service,
+            metrics=self._metrics,
+            feed=self._feed,
+            link=AgentLink(
+                nodes=self._nodes,
+                pipelines=self._pipelines,
+                random=random,
+                settings=self._settings.agent_link,
+            ),
+            clock=self._clock,
+            settings=settings,
+        )
+        edge = EdgeInterceptor(
+            roles=ROLES,
+            authenticate=self._access.authenticate,
+            refusals=self._refusals,
+            internal_errors=self._internal_errors,
+            checks={
+                pb.RegisterRequest: servicer.refuse_registration,
+                pb.ResourceInfo: servicer.refuse_inventory,
+            },
+        )
         server = grpc.aio.server(
-            interceptors=[
-                EdgeInterceptor(
-                    roles=ROLES,
-                    authenticate=self._access.authenticate,
-                    refusals=self._refusals,
-                    internal_errors=self._internal_errors,
-                )
-            ],
+            interceptors=[edge],
             options=[
                 ("grpc.max_receive_message_length", settings.message_bytes_max),
                 ("grpc.so_reuseport", 0),
@@ -282,24 +303,7 @@ class Server:
                 ("grpc.max_metadata_size", 16 * 1024),
             ],
         )
-        pb_grpc.add_GameNodeServiceServicer_to_server(
-            GameNodeServer(
-                nodes=self._nodes,
-                pipelines=self._pipelines,
-                logs=self._logs,
-                log_service=self._log_service,
-                metrics=self._metrics,
-                feed=self._feed,
-                link=AgentLink(
-                    nodes=self._nodes,
-                    pipelines=self._pipelines,
-                    random=random,
-                    settings=self._settings.agent_link,
-                ),
-                clock=self._clock,
-            ),
-            server,
-        )
+        pb_grpc.add_GameNodeServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             [_SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME], server

@@ -16,6 +16,7 @@ from gamenode.server.logs.service import LogSettings
 from gamenode.server.logs.streamer import StreamerSettings
 from gamenode.server.metrics.service import MetricSettings
 from gamenode.server.nodes.manager import NodeSettings
+from gamenode.server.nodes.service import InventorySettings
 from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
 from gamenode.server.pipelines.manager import PipelineSettings
@@ -54,6 +55,7 @@ class ServerSettings:
     agent_link: AgentLinkSettings = field(default_factory=AgentLinkSettings)
     nodes: NodeSettings = field(default_factory=NodeSettings)
     states: StateSettings = field(default_factory=StateSettings)
+    inventories: InventorySettings = field(default_factory=InventorySettings)
     dispatch: DispatcherSettings = field(default_factory=DispatcherSettings)
     pipelines: PipelineSettings = field(default_factory=PipelineSettings)
     logs: LogSettings = field(default_factory=LogSettings)

@@ -25,6 +25,7 @@ from gamenode.server.api.audit import AuditRoutes
 from gamenode.server.api.events import EventRoutes
 from gamenode.server.api.guard import Guard
 from gamenode.server.api.home import HomeRoutes
+from gamenode.server.api.inventory import InventoryRoutes
 from gamenode.server.api.logs import LogRoutes
 from gamenode.server.api.nodes import NodeRoutes
 from gamenode.server.api.operation import (
@@ -43,6 +44,7 @@ from gamenode.server.api.tokens import TokenRoutes
 from gamenode.server.events.audit_log import AuditLog
 from gamenode.server.events.feed import EventFeed
 from gamenode.server.logs.manager import LogManager
+from gamenode.server.nodes.inventories import InventoryKeeper
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.manager import PipelineManager
 from gamenode.server.pipelines.service import GamePipelineGRPCService
@@ -77,6 +79,7 @@ class Nouns:
     pipeline_manager: PipelineManager
     pipeline_service: GamePipelineGRPCService
     nodes: NodeManager
+    inventories: InventoryKeeper
     logs: LogManager
     events: EventFeed
     tokens: AccessManager
@@ -120,6 +123,7 @@ def create_api(
             clock=clock,
             wait_s_max=settings.wait_s_max,
         ).operations(),
+        *InventoryRoutes(nouns.inventories, streams=streams, clock=clock).operations(),
         *PipelineRoutes(
             nouns.pipeline_manager, nouns.pipeline_service, wait_s_max=settings.wait_s_max
         ).operations(),
