@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -112,14 +113,28 @@ def certainly_unwritten(error: Exception) -> bool:
 class Journal:
     """The agent's durable memory. Every method returns when it is on disk."""
 
-    def __init__(self, path: Path, *, group_max: int = 256, queue_max: int = 10_000) -> None:
-        """Open or create the file at `path`.
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        group_max: int = 256,
+        queue_max: int = 10_000,
+        pool: Executor | None = None,
+    ) -> None:
+        """Open or create the file at `path`; None: keep it in memory, for as long as this lives.
+
+        Writes run in `pool`, which stays open; without one, on a thread of their own.
 
         Raises:
             GameNodeError: CONFLICT, another build's tables are in it; UNAVAILABLE, it cannot be
                 written.
         """
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection = sqlite3.connect(
+            path or ":memory:", isolation_level=None, check_same_thread=False
+        )
+        if path is None:
+            # Most of its pages hold next to nothing, and there may be thousands of journals.
+            self._connection.execute("PRAGMA page_size=512")
         try:
             self._prepare(path)
         except sqlite3.Error as error:
@@ -131,10 +146,10 @@ class Journal:
             self._connection.close()
             raise
         self._worker: GroupWorker[_Write, object] = GroupWorker(
-            self._run_group, name="journal", group_max=group_max, queue_max=queue_max
+            self._run_group, name="journal", group_max=group_max, queue_max=queue_max, pool=pool
         )
 
-    def _prepare(self, path: Path) -> None:
+    def _prepare(self, path: Path | None) -> None:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         (held,) = self._connection.execute("PRAGMA user_version").fetchone()
