@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row
 
 from gamenode.domain.access import Actor
 from gamenode.domain.audit import AuditEntry
@@ -234,7 +234,7 @@ class GamePipelineGRPCService:
         """
 
         def record(conn: Connection) -> ExecuteOrder | None:
-            node = nodes.lock_node(conn, node_id)
+            node = nodes.lock_place(conn, node_id)
             row = store.lock(conn, pipeline_id)
             if node is None or node.maintenance is not Maintenance.NORMAL or row is None:
                 return None
@@ -251,13 +251,21 @@ class GamePipelineGRPCService:
             ):
                 return None
             work = unpack_order(store.work(conn, pipeline_id))
-            steps = store.step_rows(conn, pipeline_id)
+            granted = (
+                [step.granted_to for step in store.step_rows(conn, pipeline_id)]
+                if row.attempt
+                else [0] * len(work.steps)
+            )
+            steps = tuple(
+                replace(step, first_attempt=last + 1)
+                for step, last in zip(work.steps, granted, strict=True)
+            )
             store.grant(
                 conn,
                 pipeline_id,
                 [
-                    (step.position, step.granted_to + 1, step.granted_to + wanted.attempts)
-                    for step, wanted in zip(steps, work.steps, strict=True)
+                    (position, step.first_attempt, step.first_attempt + step.attempts - 1)
+                    for position, step in enumerate(steps)
                 ],
             )
             _append_for(
@@ -269,8 +277,11 @@ class GamePipelineGRPCService:
                 status=Status.PENDING,
                 data={"name": row.name, "attempt": str(attempt)},
             )
-            return _granted_order(
-                conn, Dispatch(pipeline_id, attempt), state_version=node.state_version
+            return replace(
+                work,
+                dispatch=Dispatch(pipeline_id, attempt),
+                state_version=node.state_version,
+                steps=steps,
             )
 
         return await self._db.write(record)
@@ -347,8 +358,7 @@ class GamePipelineGRPCService:
         """
 
         def record(conn: Connection) -> None:
-            node = nodes.lock_node(conn, node_id)
-            if node is None:
+            if nodes.lock_place(conn, node_id) is None:
                 raise nodes.not_found(node_id)
             bound = store.bound(conn, node_id)
             if bound and not force:
@@ -380,9 +390,7 @@ class GamePipelineGRPCService:
         """
 
         def record(conn: Connection) -> Sequence[ReportResult]:
-            if session is None or not conn.scalar(
-                select(nodes.session_is_newest(node_id, session.epoch))
-            ):
+            if session is None or not nodes.session_is_newest(conn, node_id, session.epoch):
                 return [_STALE] * len(reports)
             return [_apply_one(conn, report, node_id, now) for report in reports]
 
@@ -696,13 +704,12 @@ def _new_rows(
     return values, step_values, pipeline
 
 
-def _granted_order(conn: Connection, dispatch: Dispatch, *, state_version: int = 0) -> ExecuteOrder:
+def _granted_order(conn: Connection, dispatch: Dispatch) -> ExecuteOrder:
     work = unpack_order(store.work(conn, dispatch.pipeline_id))
     rows = store.step_rows(conn, dispatch.pipeline_id)
     return replace(
         work,
         dispatch=dispatch,
-        state_version=state_version,
         steps=tuple(
             replace(step, first_attempt=row.granted_from)
             for step, row in zip(work.steps, rows, strict=True)
