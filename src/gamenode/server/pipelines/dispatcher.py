@@ -1,14 +1,16 @@
 """Brings waiting pipelines to nodes, and wanted ends to the nodes that must carry them out.
 
-Both are rows first (rule RC3): a loop that events wake, and that looks by itself every two seconds,
-carries them out. A lost wake-up costs latency, never work.
+Both are rows first (rule RC3): loops that events wake, and that look by themselves every two
+seconds, carry them out. A lost wake-up costs latency, never work.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from gamenode.domain.command import (
     CancelOrder,
@@ -20,6 +22,7 @@ from gamenode.domain.command import (
     WantedEnd,
 )
 from gamenode.domain.errors import GameNodeError
+from gamenode.domain.event import Event, EventType
 from gamenode.domain.pipeline import Reason
 from gamenode.domain.placement import Candidate, Demand, QueuedPipeline, place
 from gamenode.domain.selector import parse_selector
@@ -31,8 +34,13 @@ from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 
 _log = logging.getLogger(__name__)
-_PASSING = frozenset({"BUSY", "JOURNAL", "STATE_VERSION"})
+_PASSING: Final = frozenset({"BUSY", "JOURNAL", "STATE_VERSION"})
 """Reasons of a refusal that go by; the pipeline waits for another turn."""
+_FREES: Final = frozenset(
+    {EventType.PIPELINE_COMPLETED, EventType.PIPELINE_FAILED, EventType.PIPELINE_CANCELLED}
+)
+"""After these a node can take more."""
+_CANCELS: Final = frozenset({EventType.PIPELINE_CANCEL_REQUESTED, EventType.PIPELINE_CANCELLED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,29 +67,52 @@ class TaskDispatcher:
         clock: Clock,
         settings: DispatcherSettings,
     ) -> None:
-        """Do nothing until `run`."""
+        """Do nothing until its loops run."""
         self._service = service
         self._nodes = nodes
         self._logs = logs
         self._clock = clock
         self._settings = settings
         self._supervisor = Supervisor()
-        self._wake = Wake()
+        self._place = Wake()
+        self._resend = Wake()
+        self._cancels = Wake()
+        self._some_wait = True
         self._not_before_s: dict[str, float] = {}
         self._sending: set[Dispatch] = set()
+        self._accepted: set[Dispatch] = set()
         self._cancelling: set[Dispatch] = set()
 
     def wake(self) -> None:
-        """Look again: something waits, or something can take work."""
-        self._wake.ring()
+        """Look at everything again: a node may have become able to take work, or to hear."""
+        for wake in (self._place, self._resend, self._cancels):
+            wake.ring()
 
-    async def run(self) -> None:
-        """Place and cancel until cancelled."""
+    def hear(self, happened: Sequence[Event]) -> None:
+        """Look at what these events may have changed."""
+        types = {event.type for event in happened}
+        if EventType.PIPELINE_CREATED in types or (self._some_wait and types & _FREES):
+            self._place.ring()
+        if types & _CANCELS:
+            self._cancels.ring()
+
+    async def place(self) -> None:
+        """Bind what waits and send it, until cancelled."""
         while True:
-            await self._wake.wait(self._settings.sweep_interval_s)
+            await self._place.wait(self._settings.sweep_interval_s)
             if await self._place_queued():
-                self._wake.ring()
+                self._place.ring()
+
+    async def resend(self) -> None:
+        """Send again what no node said that it took, until cancelled."""
+        while True:
+            await self._resend.wait(self._settings.sweep_interval_s)
             await self._send_unacknowledged()
+
+    async def cancel(self) -> None:
+        """Tell nodes what must end, until cancelled."""
+        while True:
+            await self._cancels.wait(self._settings.sweep_interval_s)
             await self._send_cancels()
 
     async def close(self) -> None:
@@ -120,8 +151,11 @@ class TaskDispatcher:
 
     async def _place_queued(self) -> bool:
         """Bind what fits; return whether another round may find more."""
+        # Before the look: what an end frees meanwhile must not be missed.
+        self._some_wait = True
         waiting, loads = await self._service.queue(self._settings.batch_max)
         if not waiting:
+            self._some_wait = False
             self._not_before_s.clear()
             return False
         now_s = self._clock.monotonic_s()
@@ -141,6 +175,7 @@ class TaskDispatcher:
         if reasons:
             await self._service.explain_waiting(reasons)
         results = await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
+        self._some_wait = len(waiting) == self._settings.batch_max or sum(results) < len(waiting)
         return any(results) and len(waiting) == self._settings.batch_max
 
     async def _bind(self, queued: QueuedPipeline, node_id: str) -> bool:
@@ -168,13 +203,16 @@ class TaskDispatcher:
                 return
             now = self._clock.now()
             if answer.outcome is not OrderOutcome.REFUSED:
-                await self._service.acknowledge(order.dispatch, now=now)
+                # Its first report comes in a moment, most of the time, and says the same. What
+                # has none by the next sweep is written down there.
+                self._accepted.add(order.dispatch)
             elif answer.reason in _PASSING:
                 pipeline_id = order.dispatch.pipeline_id
                 self._not_before_s[pipeline_id] = (
                     self._clock.monotonic_s() + self._settings.refused_wait_s
                 )
                 await self._service.requeue(order.dispatch, f"node {node_id}: {answer.message}")
+                self._some_wait = True
             else:
                 try:
                     reason = Reason(answer.reason)
@@ -190,8 +228,13 @@ class TaskDispatcher:
         Harmless where the agent has it: it answers that it is a repeat. What its journal may have
         forgotten is settled when its statement is reconciled, before the stream opens.
         """
+        accepted, self._accepted = self._accepted, set()
         bound = await self._service.unacknowledged(self._settings.batch_max)
+        if taken := [dispatch for _, dispatch in bound if dispatch in accepted]:
+            await self._service.acknowledge(taken, now=self._clock.now())
         for node_id, dispatch in bound:
+            if dispatch in accepted or dispatch in self._accepted:
+                continue
             if dispatch not in self._sending and self._nodes.connection(node_id) is not None:
                 self.send(node_id, await self._service.order(dispatch))
 

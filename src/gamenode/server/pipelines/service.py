@@ -295,9 +295,14 @@ class GamePipelineGRPCService:
 
         await self._db.write(record)
 
-    async def acknowledge(self, dispatch: Dispatch, *, now: Instant) -> None:
-        """Note that the agent has a dispatch in its journal."""
-        await self._db.write(lambda conn: store.acknowledge(conn, dispatch, now))
+    async def acknowledge(self, dispatches: Sequence[Dispatch], *, now: Instant) -> None:
+        """Note that agents have these dispatches in their journals."""
+
+        def record(conn: Connection) -> None:
+            for dispatch in dispatches:
+                store.acknowledge(conn, dispatch, now)
+
+        await self._db.write(record)
 
     async def requeue(self, dispatch: Dispatch, waiting: str) -> None:
         """Let a pipeline that its node refused for now wait again."""

@@ -422,9 +422,9 @@ _ACKNOWLEDGE: Final = update(schema.pipelines).where(
 )
 
 
-def acknowledge(conn: Connection, dispatch: Dispatch, now: Instant) -> bool:
+def acknowledge(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
     """Note that the agent has a dispatch in its journal."""
-    return _changed(conn, _ACKNOWLEDGE, {**_of(dispatch), "acknowledged_at": now})
+    conn.execute(_ACKNOWLEDGE, {**_of(dispatch), "acknowledged_at": now})
 
 
 def set_waiting(conn: Connection, pipeline_id: str, waiting: str) -> None:
