@@ -27,6 +27,37 @@ if TYPE_CHECKING:
 
 _PREFIX: Final = "GAMENODE_"
 _DEV_CHILD: Final = "GAMENODE_DEV_CHILD"
+# One host's environment may serve both programs, and under `dev` it does: what only the other one
+# knows is no mistake. Named here, since neither program imports the other's settings.
+SERVER_SECTIONS: Final = frozenset(
+    {
+        "server",
+        "database",
+        "api",
+        "rpc",
+        "agent_link",
+        "nodes",
+        "states",
+        "dispatch",
+        "pipelines",
+        "logs",
+        "log_reading",
+        "log_followers",
+        "events",
+        "metrics",
+    }
+)
+AGENT_SECTIONS: Final = frozenset(
+    {
+        "agent",
+        "envs",
+        "link",
+        "session",
+        "conditions",
+        "runner",
+        "logs",
+    }
+)
 _CHILD_STOP_S: Final = 40.0
 _ONLINE_S: Final = 15.0
 
@@ -52,7 +83,7 @@ def server_command(config: Path | None, database: str | None, **flags: object) -
     from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
 
     sections: dict[str, Mapping[str, object]] = {"server": flags, "database": {"url": database}}
-    settings = _settings(ServerSettings, config, sections)
+    settings = _settings(ServerSettings, config, sections, foreign=AGENT_SECTIONS)
     _run(_serve(settings), level=settings.server.log_level, fast=True)
 
 
@@ -74,7 +105,7 @@ def agent_command(config: Path | None, **flags: object) -> None:
     """Run the agent of this host. On SIGTERM it leaves; what it started goes on."""
     from gamenode.agent.settings import AgentSettings  # noqa: PLC0415 - see the module
 
-    settings = _settings(AgentSettings, config, {"agent": flags})
+    settings = _settings(AgentSettings, config, {"agent": flags}, foreign=SERVER_SECTIONS)
     _run(_act(settings, child=_DEV_CHILD in os.environ), level=settings.agent.log_level)
 
 
@@ -110,7 +141,7 @@ def dev_command(
 
     data = data.absolute()
     flags = {"http": http, "grpc": grpc, "data": data / "server", "log_level": log_level}
-    settings = _settings(ServerSettings, None, {"server": flags})
+    settings = _settings(ServerSettings, None, {"server": flags}, foreign=AGENT_SECTIONS)
     names = ["local"] if agents == 1 else [f"local-{number}" for number in range(1, agents + 1)]
     children = [
         _spawn_agent(name, settings.server.grpc, data, runtime, log_level) for name in names
@@ -259,6 +290,8 @@ def _settings(
     settings_type: type[Settings],
     config: Path | None,
     flags: Mapping[str, Mapping[str, object]],
+    *,
+    foreign: frozenset[str],
 ) -> Settings:
     try:
         file = tomllib.loads(config.read_text()) if config is not None else {}
@@ -269,6 +302,7 @@ def _settings(
             environment=os.environ,
             prefix=_PREFIX,
             flags=flags,
+            foreign=foreign,
         )
     except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
         raise GameNodeError(ErrorCode.INVALID_REQUEST, str(error)) from error

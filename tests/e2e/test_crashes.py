@@ -132,7 +132,7 @@ def test_random_kills_of_server_and_agent_lose_and_double_nothing(
     starts = tmp_path / "starts"
     programs = {"server": cluster.server(), "agent": cluster.agent()}
     start = {"server": cluster.server, "agent": cluster.agent_unawaited}
-    runs = []
+    runs: list[tuple[str, int]] = []
     deadline_s = time.monotonic() + STORM_S
     while time.monotonic() < deadline_s:
         number = len(runs)

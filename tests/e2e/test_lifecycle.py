@@ -104,7 +104,7 @@ def test_a_taken_port_is_named_with_the_flag_that_changes_it(
     eventually(lambda: not cluster.below(), "nothing stays behind")
 
 
-def test_a_data_folder_in_use_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_data_folder_in_use_is_refused(cluster: Cluster) -> None:
     with_other_ports = Cluster(cluster.folder)
     cluster.server()
     cluster.agent()

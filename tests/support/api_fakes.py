@@ -15,7 +15,7 @@ from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.log import LogKey, LogSlice
-from gamenode.domain.node import Drain, Link, Maintenance, Node, NodeType, StateChange
+from gamenode.domain.node import Drain, Link, Maintenance, Node, NodePatch, NodeType, StateChange
 from gamenode.domain.pipeline import (
     NewPipeline,
     Pipeline,
@@ -131,6 +131,9 @@ class MemoryPipelines:
         self.waiters = 0
         self._keys: dict[str, str] = {}
         self._changed = asyncio.Condition()
+
+    async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
+        del node_id, force, reason, by
 
     async def loads(self) -> Mapping[str, int]:
         return {}
@@ -258,6 +261,10 @@ class MemoryNodes:
     ) -> Node:
         del drain, by, reason, wait_s
         return self.add(replace(await self.get(node_id), maintenance=target))
+
+    async def describe(self, node_id: str, patch: NodePatch, *, by: Actor) -> Node:
+        del by
+        return self.add(replace(await self.get(node_id), note=patch.note or ""))
 
     async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
         await self.get(node_id)

@@ -93,7 +93,10 @@ class Done:
 class Started:
     """A program that was started; what it says goes to files."""
 
-    def __init__(self, name: str, arguments: Sequence[str], folder: Path, env: Mapping[str, str]):
+    def __init__(
+        self, name: str, arguments: Sequence[str], folder: Path, env: Mapping[str, str]
+    ) -> None:
+        """Start it."""
         self.name = name
         self._stdout, self._stderr = folder / f"{name}.stdout", folder / f"{name}.stderr"
         with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:

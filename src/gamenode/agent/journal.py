@@ -9,13 +9,14 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from gamenode.domain.command import CancelOrder, Dispatch, ExecuteOrder
 from gamenode.domain.log import LogKey
 from gamenode.domain.node import Maintenance
 from gamenode.domain.pipeline import Reason, Status
 from gamenode.lib.clock import Instant
-from gamenode.lib.groups import GroupWorker
+from gamenode.lib.groups import GroupWorker, QueueFullError
 from gamenode.wire.codec import pack_order, unpack_order
 
 _SCHEMA = """
@@ -27,10 +28,12 @@ CREATE TABLE IF NOT EXISTS state (
 );
 CREATE TABLE IF NOT EXISTS held (
     pipeline_id TEXT, attempt INTEGER, work BLOB, cancel_reason TEXT, cancel_message TEXT,
+    cancel_force INTEGER NOT NULL,
     PRIMARY KEY (pipeline_id, attempt)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tries (
     pipeline_id TEXT, dispatch INTEGER, step TEXT, attempt INTEGER, run INTEGER,
+    after_cancel INTEGER NOT NULL, after_timeout INTEGER NOT NULL,
     started_at INTEGER, status TEXT, reason TEXT, message TEXT, exit_code INTEGER, signal INTEGER,
     ended_at INTEGER,
     PRIMARY KEY (pipeline_id, step, attempt, run)
@@ -60,7 +63,11 @@ class Try:
     """A try that was journaled before anything was created; without an outcome it may run."""
 
     key: LogKey
-    outcome: Outcome | None
+    outcome: Outcome | None = None
+    after_cancel: bool = False
+    """Begun when the pipeline's cancel was known already: a clean-up that it leaves alone."""
+    after_timeout: bool = False
+    """The same, for the pipeline's timeout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +91,18 @@ class KeptService:
 
 
 _Write = Callable[[sqlite3.Connection], object]
+_UNWRITTEN: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY})
+
+
+def certainly_unwritten(error: Exception) -> bool:
+    """Return whether a failed write has left nothing that a later start could find.
+
+    After a failed fsync that is not known: the bytes may have reached the disk all the same.
+    """
+    if isinstance(error, QueueFullError):
+        return True
+    # The low byte is the primary code.
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in _UNWRITTEN
 
 
 class Journal:
@@ -123,15 +142,20 @@ class Journal:
                 dispatch=(dispatch := Dispatch(pipeline_id, attempt)),
                 order=unpack_order(work) if work is not None else None,
                 cancel=(
-                    CancelOrder(dispatch=dispatch, reason=Reason(reason), message=message)
+                    CancelOrder(
+                        dispatch=dispatch,
+                        reason=Reason(reason),
+                        message=message,
+                        force=bool(force),
+                    )
                     if reason is not None
                     else None
                 ),
                 tries=self._tries(dispatch),
             )
-            for pipeline_id, attempt, work, reason, message in self._connection.execute(
-                "SELECT pipeline_id, attempt, work, cancel_reason, cancel_message FROM held"
-                " ORDER BY pipeline_id, attempt"
+            for pipeline_id, attempt, work, reason, message, force in self._connection.execute(
+                "SELECT pipeline_id, attempt, work, cancel_reason, cancel_message, cancel_force"
+                " FROM held ORDER BY pipeline_id, attempt"
             ).fetchall()
         ]
 
@@ -172,51 +196,65 @@ class Journal:
         dispatch = order.dispatch
 
         def write(connection: sqlite3.Connection) -> None:
+            # It may be there, from a write whose outcome was not known.
             connection.execute(
-                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL)",
+                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL, 0)"
+                " ON CONFLICT DO UPDATE SET work = excluded.work",
                 (dispatch.pipeline_id, dispatch.attempt, packed),
             )
             if first_try is not None:
-                _insert_try(connection, dispatch, first_try)
+                _insert_try(connection, dispatch, Try(key=first_try))
 
         await self._worker.submit(write)
 
     async def cancel(self, order: CancelOrder) -> None:
         """Remember that a dispatch must end, also one that was never accepted (rule RL2)."""
         await self._write(
-            "INSERT INTO held VALUES (?, ?, NULL, ?, ?) ON CONFLICT DO UPDATE SET"
-            " cancel_reason = excluded.cancel_reason, cancel_message = excluded.cancel_message",
-            (order.dispatch.pipeline_id, order.dispatch.attempt, order.reason, order.message),
-        )
-
-    async def begin_try(self, dispatch: Dispatch, key: LogKey) -> None:
-        """Record that a try may be created from now on; before anything is (rule RA2)."""
-        await self._worker.submit(lambda connection: _insert_try(connection, dispatch, key))
-
-    async def end_try(self, key: LogKey, outcome: Outcome) -> None:
-        """Record how a try ended."""
-        await self._write(
-            "UPDATE tries SET status = ?, reason = ?, message = ?, exit_code = ?, signal = ?,"
-            " started_at = ?, ended_at = ?"
-            " WHERE pipeline_id = ? AND step = ? AND attempt = ? AND run = ?",
+            "INSERT INTO held VALUES (?, ?, NULL, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " cancel_reason = excluded.cancel_reason, cancel_message = excluded.cancel_message,"
+            " cancel_force = excluded.cancel_force",
             (
-                outcome.status,
-                outcome.reason,
-                outcome.message,
-                outcome.exit_code,
-                outcome.signal,
-                outcome.started_at,
-                outcome.ended_at,
-                *_columns(key),
+                order.dispatch.pipeline_id,
+                order.dispatch.attempt,
+                order.reason,
+                order.message,
+                order.force,
             ),
         )
 
-    async def keep_service(self, service: KeptService) -> None:
-        """Remember a service that lives on after its pipeline."""
-        await self._write(
-            "INSERT OR REPLACE INTO services VALUES (?, ?, ?, ?, ?, ?)",
-            (*_columns(service.key), service.instance_id, service.grace_s),
+    async def begin_try(self, dispatch: Dispatch, begun: Try) -> None:
+        """Record that a try may be created from now on; before anything is (rule RA2)."""
+        await self._worker.submit(lambda connection: _insert_try(connection, dispatch, begun))
+
+    async def end_try(
+        self, key: LogKey, outcome: Outcome, *, service: KeptService | None = None
+    ) -> None:
+        """Record how a try ended, and with it the service that lives on after it."""
+        values = (
+            outcome.status,
+            outcome.reason,
+            outcome.message,
+            outcome.exit_code,
+            outcome.signal,
+            outcome.started_at,
+            outcome.ended_at,
+            *_columns(key),
         )
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE tries SET status = ?, reason = ?, message = ?, exit_code = ?, signal = ?,"
+                " started_at = ?, ended_at = ?"
+                " WHERE pipeline_id = ? AND step = ? AND attempt = ? AND run = ?",
+                values,
+            )
+            if service is not None:
+                connection.execute(
+                    "INSERT OR REPLACE INTO services VALUES (?, ?, ?, ?, ?, ?)",
+                    (*_columns(service.key), service.instance_id, service.grace_s),
+                )
+
+        await self._worker.submit(write)
 
     async def forget_service(self, key: LogKey) -> None:
         """Forget a service that has ended."""
@@ -245,7 +283,7 @@ class Journal:
             for write in writes:
                 write(connection)
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - one caller's odd value is not the others'
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             # Nobody is told that it is durable; a group of one already was the last resort.
@@ -256,9 +294,9 @@ class Journal:
 
     def _tries(self, dispatch: Dispatch) -> tuple[Try, ...]:
         rows = self._connection.execute(
-            "SELECT step, attempt, run, started_at, status, reason, message, exit_code, signal,"
-            " ended_at FROM tries WHERE pipeline_id = ? AND dispatch = ?"
-            " ORDER BY step, attempt, run",
+            "SELECT step, attempt, run, after_cancel, after_timeout, started_at, status, reason,"
+            " message, exit_code, signal, ended_at FROM tries"
+            " WHERE pipeline_id = ? AND dispatch = ? ORDER BY step, attempt, run",
             (dispatch.pipeline_id, dispatch.attempt),
         )
         return tuple(
@@ -277,11 +315,15 @@ class Journal:
                     if status is not None
                     else None
                 ),
+                after_cancel=bool(after_cancel),
+                after_timeout=bool(after_timeout),
             )
             for (
                 step,
                 attempt,
                 run,
+                after_cancel,
+                after_timeout,
                 started_at,
                 status,
                 reason,
@@ -297,8 +339,18 @@ def _columns(key: LogKey) -> tuple[str, str, int, int]:
     return key.pipeline_id, key.step, key.attempt, key.run
 
 
-def _insert_try(connection: sqlite3.Connection, dispatch: Dispatch, key: LogKey) -> None:
+def _insert_try(connection: sqlite3.Connection, dispatch: Dispatch, begun: Try) -> None:
+    key = begun.key
     connection.execute(
-        "INSERT INTO tries (pipeline_id, dispatch, step, attempt, run) VALUES (?, ?, ?, ?, ?)",
-        (key.pipeline_id, dispatch.attempt, key.step, key.attempt, key.run),
+        "INSERT INTO tries (pipeline_id, dispatch, step, attempt, run, after_cancel, after_timeout)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (
+            key.pipeline_id,
+            dispatch.attempt,
+            key.step,
+            key.attempt,
+            key.run,
+            begun.after_cancel,
+            begun.after_timeout,
+        ),
     )

@@ -8,12 +8,15 @@ from typing import Final, Protocol
 
 import grpc
 import grpc.aio
-import xxhash
 
 from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
+from gamenode.domain.errors import GameNodeError
+from gamenode.domain.inventory import Collection, CollectionAnswer
 from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
 from gamenode.domain.node import Heartbeat, Registration, RegistrationAnswer
 from gamenode.wire import codec
+from gamenode.wire.cri import checksum
+from gamenode.wire.errors import code_of
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 
@@ -80,22 +83,33 @@ class Link(Protocol):
     """How an agent reaches its server: over gRPC, or in tests through a lossy stand-in."""
 
     async def register(self, registration: Registration) -> RegistrationAnswer:
-        """Register the node."""
+        """Register the node.
+
+        Raises:
+            LinkError: the server refused, or could not be asked; so does `open`.
+        """
 
     async def open(self, statement: Statement) -> AgentStream:
         """Open a stream with a statement."""
 
+    async def update_inventory(self, collection: Collection) -> CollectionAnswer:
+        """Bring what the node is made of."""
+
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
     ) -> AppendAnswer:
-        """Store one chunk of a log at its offset; an empty one asks where to go on."""
+        """Store one chunk of a log at its offset; an empty one asks where to go on.
+
+        Raises:
+            GameNodeError: what the server refused, or UNAVAILABLE.
+        """
 
     async def close(self) -> None:
         """Close the connection."""
 
 
 class GrpcLink:
-    """The link over gRPC: one channel, opened at the first call. Methods raise `LinkError`."""
+    """The link over gRPC: one channel, opened at the first call."""
 
     def __init__(self, address: str, settings: LinkSettings) -> None:
         """Reach the server at `address` (host:port)."""
@@ -120,8 +134,24 @@ class GrpcLink:
     async def open(self, statement: Statement) -> AgentStream:
         """Open a stream with a statement."""
         stream = _GrpcStream(self._stub().Connect(), self._settings.call_timeout_s)
-        await stream.write(pb.AgentMessage(statement=codec.encode_statement(statement)))
+        try:
+            await stream.write(pb.AgentMessage(statement=codec.encode_statement(statement)))
+        except BaseException:
+            await stream.close()
+            raise
         return stream
+
+    async def update_inventory(self, collection: Collection) -> CollectionAnswer:
+        """Bring what the node is made of."""
+        node_id, session_id = self._session
+        request = codec.encode_resource_info(collection, node_id=node_id, session_id=session_id)
+        try:
+            response = await self._stub().UpdateResourceInfo(
+                request, timeout=self._settings.call_timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _link_error(error) from error
+        return codec.decode_resource_answer(response)
 
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
@@ -134,13 +164,13 @@ class GrpcLink:
             key=key,
             offset=offset,
             chunk=chunk,
-            checksum=xxhash.xxh3_64_intdigest(chunk),
+            checksum=checksum(chunk),
             position=position,
         )
         try:
             response = await self._stub().AppendLogs(request, timeout=self._settings.call_timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise _link_error(error) from error
+            raise _refusal(error) from error
         return codec.decode_append_answer(response)
 
     async def close(self) -> None:
@@ -185,6 +215,13 @@ class _GrpcStream:
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise _link_error(error) from error
+        except asyncio.CancelledError:
+            # A call that was given up on this side, as by a write that took too long, says the same
+            # as a task that somebody cancels.
+            task = asyncio.current_task()
+            if not self._call.cancelled() or (task is not None and task.cancelling()):
+                raise
+            raise LinkError("the stream was given up", transient=True) from None
         if not isinstance(message, pb.ServerMessage):
             raise LinkError("the server ended the stream", transient=True)
         return codec.decode_server_word(message)
@@ -228,6 +265,12 @@ class _GrpcStream:
 def _link_error(error: grpc.aio.AioRpcError) -> LinkError:
     code = error.code()
     return LinkError(f"{code.name}: {error.details()}", transient=code in _TRANSIENT)
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> GameNodeError:
+    """Return the error that the server raised, read back from its status."""
+    name, _, message = (error.details() or "").partition(": ")
+    return GameNodeError(code_of(name, grpc_status=error.code().name), message or name)
 
 
 def _ms(seconds: float) -> int:

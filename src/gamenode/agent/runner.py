@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
-from gamenode.agent.journal import Held, Journal, KeptService, Outcome, Try
+from gamenode.agent.journal import (
+    Held,
+    Journal,
+    KeptService,
+    Outcome,
+    Try,
+    certainly_unwritten,
+)
 from gamenode.agent.runtime import Ended, LogBlock, Runtime, StartError
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.command import (
@@ -22,11 +30,11 @@ from gamenode.domain.command import (
     Dispatch,
     ExecuteOrder,
     GrantedStep,
-    Order,
     OrderAnswer,
     OrderOutcome,
     StateConfirmation,
     StateOrder,
+    WorkOrder,
 )
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.log import LogEnd, LogKey, LogPosition
@@ -41,7 +49,7 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.template import fill_container
-from gamenode.lib.clock import NANOSECONDS_PER_S, Clock
+from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 from gamenode.lib.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -69,6 +77,8 @@ class RunnerSettings:
     """How long clean-up steps may take when everything is ended."""
     repeat_s: float = 1.0
     """How long a dispatch waits after something unexpected, before it goes on."""
+    message_chars_max: int = 1_000
+    """How much of what a runtime says of an end is reported."""
 
 
 @dataclass(slots=True)
@@ -77,11 +87,13 @@ class _Work:
 
     dispatch: Dispatch
     order: ExecuteOrder | None
-    tries: dict[LogKey, Outcome | None] = field(default_factory=dict)
-    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    tries: dict[LogKey, Try] = field(default_factory=dict)
+    fresh: LogKey | None = None
+    """The try that was journaled a moment ago, so that the host need not be asked about it."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     forced: asyncio.Event = field(default_factory=asyncio.Event)
     cancel: CancelOrder | None = None
+    journaled_cancel: CancelOrder | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
     failed: Outcome | None = None
@@ -112,7 +124,9 @@ class Runner:
         self._settings = settings
         self._supervisor = Supervisor()
         self._works: dict[Dispatch, _Work] = {}
+        self._turns: WeakValueDictionary[Dispatch, asyncio.Lock] = WeakValueDictionary()
         self._state_version, self._maintenance = journal.state()
+        self._journaled_version = self._state_version
         self._state_lock = asyncio.Lock()
         self._services: dict[LogKey, KeptService] = {}
 
@@ -122,19 +136,25 @@ class Runner:
             self._watch_service(service)
         for held in self._journal.held():
             self._begin(held)
+        _ = self._supervisor.start("remains", self._remove_remains())
 
     def held(self) -> list[Dispatch]:
         """Return every dispatch that the server has not released."""
-        return list(self._works)
+        return [d for d, work in self._works.items() if not work.released.is_set()]
 
-    async def take(self, order: Order) -> OrderAnswer:
+    async def take(self, order: WorkOrder) -> OrderAnswer:
         """Accept an order durably, or refuse it. Repeats are harmless.
+
+        Raises:
+            Exception: the journal could not be written; the order must not be answered, since it
+                is not known what a restart will find. It comes again.
 
         Source: RL2, RA2.
         """
         match order:
             case ExecuteOrder():
-                return await self._execute(order)
+                async with self._turn(order.dispatch):
+                    return await self._execute(order)
             case CancelOrder():
                 return await self.cancel(order)
             case StateOrder():
@@ -145,20 +165,27 @@ class Runner:
 
         With `force` clean-up steps are ended too. For a dispatch that is not held, the cancel
         itself is held, so that a late Execute finds it (rule RL2).
+
+        Raises:
+            Exception: the journal could not be written; what runs is ended all the same.
         """
-        work = self._works.get(order.dispatch)
-        if work is not None and work.cancel is not None and not order.force:
-            return OrderAnswer(outcome=OrderOutcome.REPEATED)
-        await self._journal.cancel(order)
-        work = self._works.get(order.dispatch)
-        if work is None:
-            self._begin(Held(dispatch=order.dispatch, order=None, cancel=order, tries=()))
-        else:
-            work.cancel = work.cancel or order
+        async with self._turn(order.dispatch):
+            work = self._works.get(order.dispatch)
+            if work is None:
+                await self._journal.cancel(order)
+                self._begin(Held(dispatch=order.dispatch, order=None, cancel=order, tries=()))
+                return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
+            known = work.journaled_cancel
+            if work.ended.is_set() or (known is not None and (known.force or not order.force)):
+                return OrderAnswer(outcome=OrderOutcome.REPEATED)
+            # In memory first: a full disk must not keep a step running (P11).
+            work.cancel = replace(work.cancel or order, force=order.force)
             work.cancelled.set()
             if order.force:
                 work.forced.set()
-        return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
+            await self._journal.cancel(work.cancel)
+            work.journaled_cancel = work.cancel
+            return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
 
     def release(self, dispatch: Dispatch) -> None:
         """Forget a dispatch: the server has its end on disk."""
@@ -181,7 +208,7 @@ class Runner:
 
     async def _end_all(self, reason: Reason, message: str) -> int:
         running = sum(
-            outcome is None for work in self._works.values() for outcome in work.tries.values()
+            made.outcome is None for work in self._works.values() for made in work.tries.values()
         )
         for force in (False, True):
             works = [work for work in self._works.values() if not work.ended.is_set()]
@@ -194,8 +221,9 @@ class Runner:
                         force=force,
                     )
                 )
+            # What is ended by force has only its stop grace left; nothing may live on return.
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.clean_up_s_max):
+                async with asyncio.timeout(None if force else self._settings.clean_up_s_max):
                     for work in works:
                         await work.ended.wait()
         services = list(self._services.values())
@@ -230,7 +258,9 @@ class Runner:
             if order.version > self._state_version:
                 # In memory first: an Execute that arrives while the disk is written is refused.
                 self._state_version, self._maintenance = order.version, order.target
+            if order.version > self._journaled_version:
                 await self._journal.obey(order.version, order.target)
+                self._journaled_version = order.version
         if order.target is Maintenance.DISABLED:
             await self._end_all(Reason.NODE_DISABLED, order.reason)
         elif order.end_running:
@@ -253,7 +283,6 @@ class Runner:
                 message="it was cancelled before it arrived",
             )
         if work is not None:
-            await work.accepted.wait()
             return OrderAnswer(outcome=OrderOutcome.REPEATED)
         if order.state_version < self._state_version or self._maintenance is not Maintenance.NORMAL:
             return OrderAnswer(
@@ -277,60 +306,84 @@ class Runner:
                     f" does not support {', '.join(unsupported)}",
                 )
         first = _first_key(order)
-        work = _Work(order.dispatch, order)
+        work = _Work(order.dispatch, order, fresh=first)
         if first is not None:
-            work.tries[first] = None
-        # In the table before the journal answers: a doubled Execute must find it.
+            work.tries[first] = Try(key=first)
+        # In the table before the journal answers: a statement made meanwhile must not leave it out.
         self._works[order.dispatch] = work
         try:
             await self._journal.accept(order, first)
-        except sqlite3.Error as error:
+        except BaseException as error:
             del self._works[order.dispatch]
+            # Refused means that it never will run here, so that another node may take it (P2).
+            if not isinstance(error, Exception) or not certainly_unwritten(error):
+                raise
             return OrderAnswer(
                 outcome=OrderOutcome.REFUSED,
                 reason="JOURNAL",
-                message=f"the agent cannot write its journal: {error}",
+                message=f"the agent cannot write its journal: {error or 'too much waits for it'}",
             )
-        finally:
-            work.accepted.set()
-        self._start(work, fresh=first)
+        self._start(work)
         return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
 
+    def _turn(self, dispatch: Dispatch) -> asyncio.Lock:
+        """Return the lock by which orders about one dispatch take turns, in their order."""
+        turn = self._turns.get(dispatch)
+        if turn is None:
+            turn = self._turns[dispatch] = asyncio.Lock()
+        return turn
+
     def _begin(self, held: Held) -> None:
-        work = _Work(held.dispatch, held.order, tries=_known(held.tries), cancel=held.cancel)
-        work.accepted.set()
+        work = _Work(
+            held.dispatch,
+            held.order,
+            tries={made.key: made for made in held.tries},
+            cancel=held.cancel,
+            journaled_cancel=held.cancel,
+        )
         if held.cancel is not None:
             work.cancelled.set()
+            if held.cancel.force:
+                work.forced.set()
         self._works[held.dispatch] = work
-        self._start(work, fresh=None)
+        self._start(work)
 
-    def _start(self, work: _Work, *, fresh: LogKey | None) -> None:
+    def _start(self, work: _Work) -> None:
         name = f"pipeline {work.dispatch.pipeline_id}"
-        _ = self._supervisor.start(name, self._run(work, fresh))
+        _ = self._supervisor.start(name, self._run(work))
 
-    async def _run(self, work: _Work, fresh: LogKey | None) -> None:
-        while work.order is not None:
+    async def _run(self, work: _Work) -> None:
+        pipeline_id = work.dispatch.pipeline_id
+        if work.order is not None:
+            await self._insist(pipeline_id, partial(self._run_steps, work, work.order))
+        work.ended.set()
+        self._reporter.report(work.dispatch, self._pipeline_end(work))
+        await work.released.wait()
+        await self._insist(pipeline_id, partial(self._forget, work))
+
+    async def _insist(self, pipeline_id: str, call: Callable[[], Awaitable[None]]) -> None:
+        """Call until it goes well; whatever it was, the journal says how to go on."""
+        while True:
             try:
-                await self._run_steps(work, work.order, fresh)
-                break
-            except Exception:  # noqa: BLE001 - whatever it was, the journal says how to go on
+                await call()
+            except Exception:  # noqa: BLE001 - the last resort of everything that is held
                 _log.exception(
                     "pipeline goes on after an unexpected failure",
-                    extra={"event": "runner.failed", "pipeline_id": work.dispatch.pipeline_id},
+                    extra={"event": "runner.failed", "pipeline_id": pipeline_id},
                 )
-                fresh = None
                 await asyncio.sleep(self._settings.repeat_s)
-        work.ended.set()
-        self._reporter.report(work.dispatch, _pipeline_end(work))
-        await work.released.wait()
-        await self._forget(work)
+            else:
+                return
 
-    async def _run_steps(self, work: _Work, order: ExecuteOrder, fresh: LogKey | None) -> None:
+    async def _run_steps(self, work: _Work, order: ExecuteOrder) -> None:
         overdue = asyncio.Event()
         timer = None
         if order.timeout_s is not None:
             left_s = order.timeout_s - self._elapsed_s(work)
-            timer = asyncio.get_running_loop().call_later(left_s, overdue.set)
+            if left_s <= 0:
+                overdue.set()  # now: what begins next must find it
+            else:
+                timer = asyncio.get_running_loop().call_later(left_s, overdue.set)
         work.failed = None
         try:
             for step in order.steps:
@@ -341,7 +394,7 @@ class Runner:
                         message=_timeout_message("pipeline", order.timeout_s),
                     )
                 if _wanted(step, work):
-                    await self._run_step(work, step, overdue, fresh)
+                    await self._run_step(work, step, overdue)
                 else:
                     skipped = Outcome(status=Status.CANCELLED, reason=Reason.SKIPPED)
                     self._report(work, step, skipped, step.first_attempt)
@@ -349,19 +402,20 @@ class Runner:
             if timer is not None:
                 timer.cancel()
 
-    async def _run_step(
-        self, work: _Work, step: GrantedStep, overdue: asyncio.Event, fresh: LogKey | None
-    ) -> None:
+    async def _run_step(self, work: _Work, step: GrantedStep, overdue: asyncio.Event) -> None:
         """Try a step until it goes well, no try is left, or nobody wants it any more."""
-        limits = _Limits(work, step, overdue)
+        limits = _limits(work, step, overdue)
         for number in range(step.attempts):
-            key = LogKey(work.dispatch.pipeline_id, step.name, step.first_attempt + number)
-            outcome = work.tries.get(key)
-            if outcome is not None:
+            key = replace(limits.first, attempt=step.first_attempt + number)
+            made = work.tries.get(key)
+            if made is not None and made.outcome is not None:
                 # It ended before a restart of the agent; the rest of its log may be here still.
+                outcome = made.outcome
                 self._follow_log(key, outcome)
+                if replace(key, attempt=key.attempt + 1) in work.tries:
+                    continue  # the next one has begun, and must be looked after
             else:
-                outcome = await self._try(work, step, key, limits, fresh=key == fresh)
+                outcome = await self._try(work, step, key, limits)
             last = number + 1 == step.attempts
             if outcome.status is not Status.FAILED or last or limits.reached:
                 await self._report_end(work, step, key, outcome)
@@ -375,33 +429,32 @@ class Runner:
             wait_s = min(step.backoff_s * 2.0**number, self._settings.backoff_s_max)
             await _first_of(limits.waits(), timeout_s=wait_s)
 
-    async def _try(
-        self, work: _Work, step: GrantedStep, key: LogKey, limits: _Limits, *, fresh: bool
-    ) -> Outcome:
+    async def _try(self, work: _Work, step: GrantedStep, key: LogKey, limits: _Limits) -> Outcome:
         """Make one try, or adopt the one that the journal knows; return its end, on disk."""
         found = None
+        fresh, work.fresh = work.fresh, None
         if key not in work.tries:
-            await self._journal.begin_try(work.dispatch, key)
-            work.tries[key] = None
-        elif not fresh:
+            begun = Try(
+                key=key,
+                after_cancel=limits.cancelled_before,
+                after_timeout=limits.overdue_before,
+            )
+            await self._journal.begin_try(work.dispatch, begun)
+            work.tries[key] = begun
+        elif key != fresh:
             found = await self._runtime.find(key)
         if found is None:
-            why = limits.outcome()
-            if why is not None:
-                return await self._ended(work, key, why)
             try:
-                # The node's own values win: a caller supplies only what it does not define (F6).
-                envs = {**(work.order.envs if work.order else {}), **self._envs}
-                container = fill_container(step.container, envs)
-                started_at = await self._runtime.start(
-                    key, container, service=step.type is StepType.SERVICE
-                )
+                started = await self._start_try(work, step, key, limits)
             except StartError as error:
                 return await self._ended(work, key, _not_started(error.reason, error.message))
             except GameNodeError as error:
                 return await self._ended(
                     work, key, _not_started(Reason.START_FAILED, error.message)
                 )
+            if isinstance(started, Outcome):
+                return await self._ended(work, key, started)
+            started_at = started
         else:
             started_at = found.started_at
         running = Outcome(status=Status.RUNNING, started_at=started_at)
@@ -410,15 +463,42 @@ class Runner:
         if isinstance(found, Ended):
             return await self._ended(work, key, _outcome_of(found))
         outcome = await self._wait(step, key, limits, running, adopted=found is not None)
-        if outcome.status is Status.COMPLETED and step.type is StepType.SERVICE:
-            service = KeptService(
-                key=key,
-                instance_id=step.instance_id,
-                grace_s=step.container.stop_grace_period_s,
-            )
-            await self._journal.keep_service(service)
-            self._watch_service(service)
-        return await self._ended(work, key, outcome)
+        if outcome.status is not Status.COMPLETED or step.type is not StepType.SERVICE:
+            return await self._ended(work, key, outcome)
+        service = KeptService(
+            key=key, instance_id=step.instance_id, grace_s=step.container.stop_grace_period_s
+        )
+        outcome = await self._ended(work, key, outcome, service=service)
+        self._watch_service(service)
+        return outcome
+
+    async def _start_try(
+        self, work: _Work, step: GrantedStep, key: LogKey, limits: _Limits
+    ) -> Instant | Outcome:
+        """Start a run; return when it started, or why it never did.
+
+        What takes long comes before the start, where a cancel can still prevent it (P11).
+
+        Raises:
+            StartError: it certainly did not start.
+            GameNodeError: the container's texts cannot be filled in.
+        """
+        # The node's own values win: a caller supplies only what it does not define (F6).
+        envs = {**(work.order.envs if work.order else {}), **self._envs}
+        container = fill_container(step.container, envs)
+        if limits.outcome() is None:
+            preparing = asyncio.ensure_future(self._runtime.prepare(container))
+            try:
+                await _first_of([preparing, *limits.waits()], timeout_s=None)
+                if preparing.done():
+                    preparing.result()
+            finally:
+                preparing.cancel()
+        why = limits.outcome()
+        if why is not None:
+            return why
+        service = step.type is StepType.SERVICE
+        return await self._runtime.start(key, container, service=service)
 
     async def _wait(
         self,
@@ -467,17 +547,26 @@ class Runner:
             _outcome_of(ended), status=why.status, reason=why.reason, message=why.message
         )
 
-    async def _ended(self, work: _Work, key: LogKey, outcome: Outcome) -> Outcome:
-        await self._journal.end_try(key, outcome)
-        work.tries[key] = outcome
+    async def _ended(
+        self, work: _Work, key: LogKey, outcome: Outcome, *, service: KeptService | None = None
+    ) -> Outcome:
+        outcome = replace(outcome, message=self._sayable(outcome.message))
+        await self._journal.end_try(key, outcome, service=service)
+        work.tries[key] = replace(work.tries[key], outcome=outcome)
         return outcome
+
+    def _sayable(self, message: str) -> str:
+        """Return a message as it can be reported; a runtime says whatever it likes."""
+        return message[: self._settings.message_chars_max].replace(
+            "\0", "\N{REPLACEMENT CHARACTER}"
+        )
 
     def _elapsed_s(self, work: _Work) -> float:
         """Return how long ago the first try started; 0 for a dispatch that is new."""
         starts = [
-            outcome.started_at
-            for outcome in work.tries.values()
-            if outcome is not None and outcome.started_at is not None
+            made.outcome.started_at
+            for made in work.tries.values()
+            if made.outcome is not None and made.outcome.started_at is not None
         ]
         return (self._clock.now() - min(starts)) / NANOSECONDS_PER_S if starts else 0.0
 
@@ -528,13 +617,18 @@ class Runner:
         self._report(work, step, outcome, key.attempt, log)
 
     async def _forget(self, work: _Work) -> None:
-        """Remove what a released dispatch left on the host: journal first, then the remains.
+        """Remove what a released dispatch left on the host: logs, journal, then the remains.
 
-        The other order could remove a container while the journal still asks for it, and the next
-        start of the agent would take it for one that was never created (P1).
+        What is not in the journal any more, a restarted agent does not upload (RA4). And a
+        container that goes while the journal still asks for it, the next start of the agent would
+        take for one that was never created (P1).
         """
-        await self._journal.release(work.dispatch)
-        del self._works[work.dispatch]
+        for key in work.tries:
+            if key not in self._services:
+                await self._uploader.forget(key)
+        async with self._turn(work.dispatch):
+            await self._journal.release(work.dispatch)
+            self._works.pop(work.dispatch, None)
         for key in work.tries:
             if key not in self._services:
                 await self._clean(key)
@@ -544,9 +638,20 @@ class Runner:
         await self._uploader.forget(key)
         await self._runtime.remove(key)
 
+    async def _remove_remains(self) -> None:
+        """Remove what a crash left between a release in the journal and on the host."""
+        for key, found in (await self._runtime.runs()).items():
+            if isinstance(found, Ended) and not self._is_known(key):
+                await self._runtime.remove(key)
+
+    def _is_known(self, key: LogKey) -> bool:
+        return key in self._services or any(key in work.tries for work in self._works.values())
+
     def _watch_service(self, service: KeptService) -> None:
-        self._services[service.key] = service
-        _ = self._supervisor.start(f"service {service.key.step}", self._service(service))
+        if service.key not in self._services:
+            self._services[service.key] = service
+            watch = self._insist(service.key.pipeline_id, partial(self._service, service))
+            _ = self._supervisor.start(f"service {service.key.step}", watch)
 
     async def _service(self, service: KeptService) -> None:
         """Carry a service's log until it ends, then forget it."""
@@ -564,10 +669,27 @@ class Runner:
                     "exit_code": ended.exit_code,
                 },
             )
-        await self._journal.forget_service(key)
-        del self._services[key]
         if not any(key in work.tries for work in self._works.values()):
+            await self._uploader.forget(key)
+        await self._journal.forget_service(key)
+        self._services.pop(key, None)
+        if not self._is_known(key):
             await self._clean(key)
+
+    def _pipeline_end(self, work: _Work) -> PipelineReport:
+        if work.cancel is not None:
+            status, reason, message = Status.CANCELLED, work.cancel.reason, work.cancel.message
+        elif work.failed is not None:
+            status, reason, message = Status.FAILED, work.failed.reason, work.failed.message
+        else:
+            status, reason, message = Status.COMPLETED, Reason.NONE, ""
+        return PipelineReport(
+            pipeline_id=work.dispatch.pipeline_id,
+            status=status,
+            attempt=work.dispatch.attempt,
+            reason=reason,
+            message=self._sayable(message),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,15 +701,11 @@ class _Limits:
     """
 
     work: _Work
-    step: GrantedStep
+    first: LogKey
+    """The first try at the step."""
     overdue: asyncio.Event
-    cancelled_before: bool = False
-    overdue_before: bool = False
-
-    def __post_init__(self) -> None:
-        if self.step.condition is Condition.ALWAYS:
-            object.__setattr__(self, "cancelled_before", self.work.cancelled.is_set())
-            object.__setattr__(self, "overdue_before", self.overdue.is_set())
+    cancelled_before: bool
+    overdue_before: bool
 
     @property
     def reached(self) -> bool:
@@ -622,6 +740,20 @@ class _Limits:
         return waits
 
 
+def _limits(work: _Work, step: GrantedStep, overdue: asyncio.Event) -> _Limits:
+    """Return what ends a step that begins now, or began before a restart of the agent."""
+    first = LogKey(work.dispatch.pipeline_id, step.name, step.first_attempt)
+    begun = work.tries.get(first)
+    always = step.condition is Condition.ALWAYS
+    return _Limits(
+        work,
+        first,
+        overdue,
+        cancelled_before=begun.after_cancel if begun else always and work.cancelled.is_set(),
+        overdue_before=begun.after_timeout if begun else always and overdue.is_set(),
+    )
+
+
 async def _first_of(
     waits: Sequence[Coroutine[Any, Any, Any] | asyncio.Future[Any]], *, timeout_s: float | None
 ) -> None:
@@ -635,10 +767,6 @@ async def _first_of(
                 future.cancel()
 
 
-def _known(tries: tuple[Try, ...]) -> dict[LogKey, Outcome | None]:
-    return {made.key: made.outcome for made in tries}
-
-
 def _first_key(order: ExecuteOrder) -> LogKey | None:
     step = order.steps[0]
     if step.condition is Condition.FAILURE or not step.attempts:
@@ -647,8 +775,10 @@ def _first_key(order: ExecuteOrder) -> LogKey | None:
 
 
 def _wanted(step: GrantedStep, work: _Work) -> bool:
+    if any(key.step == step.name for key in work.tries):
+        return True  # it has begun, before a restart of the agent; its end must be seen to
     if step.condition is Condition.ALWAYS:
-        return True
+        return not work.forced.is_set()
     if work.cancelled.is_set():
         return False
     return (work.failed is not None) is (step.condition is Condition.FAILURE)
@@ -673,19 +803,3 @@ def _not_started(reason: Reason, message: str) -> Outcome:
 
 def _timeout_message(what: str, timeout_s: float | None) -> str:
     return f"ended: the {what}'s timeout of {timeout_s or 0:g} s had passed"
-
-
-def _pipeline_end(work: _Work) -> PipelineReport:
-    if work.cancel is not None:
-        status, reason, message = Status.CANCELLED, work.cancel.reason, work.cancel.message
-    elif work.failed is not None:
-        status, reason, message = Status.FAILED, work.failed.reason, work.failed.message
-    else:
-        status, reason, message = Status.COMPLETED, Reason.NONE, ""
-    return PipelineReport(
-        pipeline_id=work.dispatch.pipeline_id,
-        status=status,
-        attempt=work.dispatch.attempt,
-        reason=reason,
-        message=message,
-    )

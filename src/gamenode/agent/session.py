@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from gamenode.agent.inventory_reporter import InventoryReporter
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import AgentStream, Link, LinkError
 from gamenode.agent.runner import Runner
@@ -21,6 +23,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Closed,
     CloseReason,
+    CollectOrder,
     Dispatch,
     FencedOrder,
     FollowLog,
@@ -34,8 +37,10 @@ from gamenode.domain.command import (
     Welcome,
 )
 from gamenode.domain.node import (
+    ConditionType,
     Heartbeat,
     HeartbeatResult,
+    Maintenance,
     Registration,
     RegistrationAnswer,
 )
@@ -67,25 +72,35 @@ class SessionSettings:
 class Outbox:
     """Reports in order, each kept until it is acknowledged."""
 
-    def __init__(self) -> None:
-        """Hold nothing."""
+    def __init__(self, *, in_flight_max: int = 500) -> None:
+        """Hold nothing; let at most `in_flight_max` wait for their acknowledgement at the server.
+
+        More would be held there, and keep heartbeats from being read (P14).
+        """
+        self._in_flight_max = in_flight_max
         self._sequence = 0
         self._unacknowledged: dict[int, tuple[Dispatch, NumberedReport]] = {}
+        self._of_dispatch: dict[Dispatch, dict[int, NumberedReport]] = {}
         self._sent_to = 0
         self.wake = Wake()
 
     def report(self, dispatch: Dispatch, report: Report) -> None:
-        """Take a report; it goes out after those taken before."""
+        """Take a report; it goes out after those taken before.
+
+        One that still waits is not taken twice, however often its dispatch starts over.
+        """
+        waiting = self._of_dispatch.setdefault(dispatch, {})
+        if any(numbered.report == report for numbered in waiting.values()):
+            return
         self._sequence += 1
         numbered = NumberedReport(sequence=self._sequence, report=report)
         self._unacknowledged[self._sequence] = (dispatch, numbered)
+        waiting[self._sequence] = numbered
         self.wake.ring()
 
     def of(self, dispatch: Dispatch) -> tuple[NumberedReport, ...]:
         """Return what is not acknowledged of one dispatch."""
-        return tuple(
-            numbered for owner, numbered in self._unacknowledged.values() if owner == dispatch
-        )
+        return tuple(self._of_dispatch.get(dispatch, {}).values())
 
     def all_stated(self) -> None:
         """Everything so far went out with a statement."""
@@ -93,6 +108,8 @@ class Outbox:
 
     def unsent(self, most: int) -> list[NumberedReport]:
         """Return the next reports to send, and count them as sent."""
+        in_flight = len(self._unacknowledged) - (self._sequence - self._sent_to)
+        most = max(0, min(most, self._in_flight_max - in_flight))
         batch = [
             self._unacknowledged[number][1]
             for number in range(self._sent_to + 1, min(self._sequence, self._sent_to + most) + 1)
@@ -103,7 +120,15 @@ class Outbox:
     def acknowledge(self, sequence: int) -> tuple[Dispatch, Report] | None:
         """Forget a report; return what it was, or None for one that is not known (any more)."""
         entry = self._unacknowledged.pop(sequence, None)
-        return (entry[0], entry[1].report) if entry is not None else None
+        if entry is None:
+            return None
+        dispatch, numbered = entry
+        waiting = self._of_dispatch[dispatch]
+        del waiting[sequence]
+        if not waiting:
+            del self._of_dispatch[dispatch]
+        self.wake.ring()  # there is room for another one
+        return dispatch, numbered.report
 
 
 class Session:
@@ -117,7 +142,9 @@ class Session:
         runner: Runner,
         uploader: LogUploader,
         outbox: Outbox,
+        inventory: InventoryReporter,
         registration: Callable[[int | None], Awaitable[Registration]],
+        conditions: Callable[[], Awaitable[Mapping[ConditionType, str]]],
         clock: Clock,
         random: Random,
         settings: SessionSettings,
@@ -128,7 +155,9 @@ class Session:
         self._runner = runner
         self._uploader = uploader
         self._outbox = outbox
+        self._inventory = inventory
         self._registration = registration
+        self._conditions = conditions
         self._clock = clock
         self._random = random
         self._settings = settings
@@ -142,13 +171,14 @@ class Session:
         self._last_sequence = 0
         self._followed: set[tuple[str, str]] = set()
         self._last_success_s = clock.monotonic_s()
+        self._leaving = False
         self._beat_answered = asyncio.Event()
         self._round_trip_s: float | None = None
 
     async def run(self) -> None:
-        """Register and hold a stream, again and again, until cancelled."""
+        """Register and hold a stream, again and again, until cancelled or left."""
         failures = 0
-        while True:
+        while not self._leaving:
             retry_after_s = 0.0
             begun_s = self._clock.monotonic_s()
             try:
@@ -162,7 +192,7 @@ class Session:
                     # Somebody else speaks for this node: never a race of two (rule RL3).
                     self._answer = None
                     retry_after_s = max(retry_after_s, self._settings.reconnect_most_long_s)
-                failures = 0 if closed.reason is CloseReason.REGISTER_AGAIN else failures + 1
+                failures += 1
             except LinkError as error:
                 failures += 1
                 _log.log(
@@ -173,13 +203,27 @@ class Session:
                 )
                 if not error.transient:
                     self._answer = None
+            except (OSError, sqlite3.Error) as error:
+                # A full disk must not end the agent: what runs has to be looked after.
+                failures += 1
+                _log.warning(
+                    "this host does not let the agent register: %s",
+                    error,
+                    extra={"event": "session.failed", "failures": failures},
+                )
             lasted_s = self._last_success_s - begun_s
             if lasted_s >= self._settings.settled_s:
                 failures = min(failures, 1)
             await asyncio.sleep(max(retry_after_s, self._delay_s(failures)))
 
+    @property
+    def active(self) -> bool:
+        """Return whether the server is reached, and wants more of this node than heartbeats."""
+        return self._stream is not None and self._runner.state[1] is not Maintenance.DISABLED
+
     async def leave(self, reason: str) -> None:
         """Say goodbye, so that the node is offline at once and not after a grace."""
+        self._leaving = True
         stream, self._stream = self._stream, None
         if stream is not None:
             try:
@@ -216,6 +260,7 @@ class Session:
         self._node_id = registration.node_id
         self._boot_id = registration.boot_id
         self._stream_number = 0
+        self._inventory.registered()
         _log.info(
             "registered: %s",
             answer.message,
@@ -257,6 +302,7 @@ class Session:
                 raise LinkError("the server did not welcome the statement", transient=True)
             self._stream = stream
             self._welcomed(first)
+            self._inventory.connected()
             broken = asyncio.Event()
             _ = side.start("reports", self._send_reports(stream, broken))
             _ = side.start("heartbeats", self._beat(stream, answer, broken))
@@ -271,6 +317,8 @@ class Session:
                         extra={"event": "link.closed", "reason": word.reason},
                     )
                     return word
+                if isinstance(word, HeartbeatResult) and not word.counted:
+                    return Closed(reason=CloseReason.REGISTER_AGAIN, message=word.message)
                 self._hear(stream, word)
         except TimeoutError as error:
             raise LinkError("no welcome in time", transient=True) from error
@@ -295,8 +343,8 @@ class Session:
                 self._acknowledged(word)
             case HeartbeatResult():
                 self._beat_answered.set()
-                if not word.counted:
-                    self._answer = None
+                if word.send_inventory:
+                    self._inventory.resend()
             case FollowLog():
                 self._set_live((word.pipeline_id, word.step), live=word.live)
             case Welcome() | Closed() | None:
@@ -322,18 +370,31 @@ class Session:
         _ = self._supervisor.start(name, self._carry_out(stream, fenced.sequence, fenced.order))
 
     async def _carry_out(self, stream: AgentStream, sequence: int, order: Order | None) -> None:
-        if order is None:
-            answer = OrderAnswer(
-                outcome=OrderOutcome.REFUSED,
-                reason=Reason.UNSUPPORTED,
-                message="this agent does not know such an order: upgrade it",
-            )
-        else:
-            answer = await self._runner.take(order)
+        match order:
+            case None:
+                answer = OrderAnswer(
+                    outcome=OrderOutcome.REFUSED,
+                    reason=Reason.UNSUPPORTED,
+                    message="this agent does not know such an order: upgrade it",
+                )
+            case CollectOrder():
+                answer = self._collect()
+            case _:
+                answer = await self._runner.take(order)
         try:
             await stream.answer(sequence, answer)
         except LinkError:
             return  # the next statement says what is held
+
+    def _collect(self) -> OrderAnswer:
+        if not self.active:
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason=Reason.NODE_DISABLED,
+                message="a disabled node collects nothing: enable it first",
+            )
+        self._inventory.ask()
+        return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
 
     def _acknowledged(self, word: Acknowledged) -> None:
         for sequence, result in word.results:
@@ -385,6 +446,7 @@ class Session:
             broken.set()
 
     async def _one_beat(self, stream: AgentStream, answer: RegistrationAnswer) -> bool:
+        conditions = await self._conditions()
         for _ in range(1 + self._settings.heartbeat_retries):
             self._beat_answered.clear()
             sent_s = self._clock.monotonic_s()
@@ -394,6 +456,8 @@ class Session:
                     session_id=answer.session_id,
                     sent_at=self._clock.now(),
                     round_trip_s=self._round_trip_s,
+                    inventory_hash=self._inventory.reported_hash,
+                    conditions=conditions,
                 )
             )
             try:

@@ -142,6 +142,16 @@ class ApiClient:
         """Return the JSON at `path` below /api/v1; the server may take `wait_s` for it."""
         return self.send(Request("GET", API + path, query or {}, wait_s=wait_s)).json()
 
+    def patch(self, path: str, body: Body) -> Any:
+        """Patch what is at `path` below /api/v1; return the answer's JSON."""
+        content = json.dumps(body, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json"}
+        return self.send(Request("PATCH", API + path, body=content, headers=headers)).json()
+
+    def delete(self, path: str, query: Query | None = None) -> None:
+        """Delete what is at `path` below /api/v1."""
+        self.send(Request("DELETE", API + path, query or {}))
+
     def put(self, path: str, body: Body, query: Query | None = None, *, wait_s: float = 0.0) -> Any:
         """Put `body` to `path` below /api/v1; return the answer's JSON."""
         content = json.dumps(body, ensure_ascii=False).encode()

@@ -15,7 +15,7 @@ _COMMANDS: Final = (
     ("run", "gamenode.cli.run:run", "Start a pipeline and show its log until it ends."),
     ("pipelines", "gamenode.cli.pipelines:pipelines", "List, show, check and cancel pipelines."),
     ("logs", "gamenode.cli.logs:logs", "Print what steps print."),
-    ("nodes", "gamenode.cli.nodes:nodes", "List and show nodes."),
+    ("nodes", "gamenode.cli.nodes:nodes", "List and show nodes; take them out of use and back."),
     ("events", "gamenode.cli.events:events", "Show what happened, and what happens."),
     ("context", "gamenode.cli.context:context", "Name servers, and choose one."),
     ("version", "gamenode.cli.system:version", "Print the versions of program and server."),

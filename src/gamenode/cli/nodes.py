@@ -10,7 +10,9 @@ from gamenode.cli.command import Command, Group, Invocation, pass_invocation
 from gamenode.cli.names import complete_nodes
 from gamenode.cli.names import node as find_node
 from gamenode.cli.output import Body, Column, Part, View, age, field, labels
+from gamenode.cli.terminal import confirm
 from gamenode.cli.watch import show_list
+from gamenode.domain.errors import invalid
 from gamenode.domain.node import Link, Maintenance
 
 
@@ -111,6 +113,66 @@ for _name, _short_help in (
     ("enable", "Let nodes work again."),
 ):
     nodes.add_lazy(_name, f"gamenode.cli.states:{_name}", _short_help)
+
+
+@nodes.command(
+    "label",
+    cls=Command,
+    examples="""
+    gamenode nodes label fra-07 zone=a rack=12
+    gamenode nodes label fra-07 rack-
+    """,
+)
+@click.argument("node", shell_complete=complete_nodes)
+@click.argument("labels", nargs=-1, required=True, metavar="K=V|K-…")
+@pass_invocation
+def label(invocation: Invocation, *, node: str, labels: tuple[str, ...]) -> None:
+    """Set labels of a node; `K-` removes one."""
+    changes: dict[str, str | None] = {}
+    for text in labels:
+        key, separator, value = text.partition("=")
+        if separator:
+            changes[key] = value
+        elif text.endswith("-"):
+            changes[text.removesuffix("-")] = None
+        else:
+            raise invalid("labels", f"{text} is neither K=V nor K-")
+    found = find_node(invocation.client, node, settings=invocation.settings)
+    changed = invocation.client.patch(f"/nodes/{found['id']}", {"labels": changes})
+    invocation.output.item(changed, VIEW, brief=True)
+
+
+@nodes.command(
+    "note", cls=Command, examples='gamenode nodes note fra-07 "fan 2 is loud, ticket 4711"'
+)
+@click.argument("node", shell_complete=complete_nodes)
+@click.argument("text")
+@pass_invocation
+def note(invocation: Invocation, *, node: str, text: str) -> None:
+    """Write a note on a node; an empty TEXT removes it."""
+    found = find_node(invocation.client, node, settings=invocation.settings)
+    changed = invocation.client.patch(f"/nodes/{found['id']}", {"note": text})
+    invocation.output.item(changed, VIEW, brief=True)
+
+
+@nodes.command(
+    "remove",
+    cls=Command,
+    examples="""
+    gamenode nodes remove fra-07 --reason "sold" --yes
+    """,
+)
+@click.argument("node", shell_complete=complete_nodes)
+@click.option("--reason", default="", help="Why; it stands in the audit log.")
+@click.option("--force", is_flag=True, help="Even if it runs something, which may go on there.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@pass_invocation
+def remove(invocation: Invocation, *, node: str, reason: str, force: bool, yes: bool) -> None:
+    """Remove a node. Its agent does not come back by itself."""
+    found = find_node(invocation.client, node, settings=invocation.settings)
+    confirm(f"node {found['id']} will be removed", yes=yes)
+    invocation.client.delete(f"/nodes/{found['id']}", {"force": force, "reason": reason})
+    invocation.output.item(found, VIEW, brief=True)
 
 
 @nodes.command(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,7 +13,8 @@ from gamenode.cli.command import DURATION, Command, Invocation, pass_invocation
 from gamenode.cli.names import complete_nodes
 from gamenode.cli.names import node as find_node
 from gamenode.cli.output import Body, Column, View, field
-from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
+from gamenode.cli.terminal import confirm
+from gamenode.domain.errors import invalid
 from gamenode.domain.node import DrainThen, Maintenance, node_id_of
 
 _EXIT_NOT_CONFIRMED: Final = 8
@@ -142,7 +142,7 @@ def _change(
             node = os.environ.get("GAMENODE_AGENT__NODE_ID") or node_id_of(platform.node())
         found = find_node(client, str(node), settings=invocation.settings)
         if state is Maintenance.DISABLED:
-            _ask(f"everything on node {found['id']} will be ended", yes=yes)
+            confirm(f"everything on node {found['id']} will be ended", yes=yes)
         return _change_one(invocation, found, body, wait=wait)
     if selector is None:
         found = find_node(client, str(node), settings=invocation.settings)
@@ -153,7 +153,7 @@ def _change(
         invocation.output.page(preview, _OUTCOMES)
         return 0
     running = sum(item["running"] for item in changing)
-    _ask(f"{len(changing)} nodes will be {state}; {running} pipelines run on them", yes=yes)
+    confirm(f"{len(changing)} nodes will be {state}; {running} pipelines run on them", yes=yes)
     done: Body = client.post("/nodes:state", {**body, "selector": selector})
     invocation.output.page(done, _OUTCOMES)
     refused = any(item["outcome"] == "refused" for item in done["items"])
@@ -176,13 +176,3 @@ def _change_one(invocation: Invocation, found: Body, body: dict[str, Any], *, wa
             break
     invocation.output.item(node, VIEW, brief=True)
     return 0 if confirmed or not wait else _EXIT_NOT_CONFIRMED
-
-
-def _ask(question: str, *, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise GameNodeError(
-            ErrorCode.INVALID_REQUEST, f"{question}: not without --yes where nobody can be asked"
-        )
-    click.confirm(f"{question}; go on?", abort=True, err=True)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping
 from typing import Final
+
+import click
+
+from gamenode.domain.errors import ErrorCode, GameNodeError
 
 # What a text from elsewhere may hold beside its letters: tabs, ends of lines, and colours (SGR).
 _SGR: Final = r"\x1b\[[0-9;:]*m"
@@ -99,3 +104,21 @@ def _shown(character: str) -> str:
     if code == 0x7F:  # noqa: PLR2004 - DEL
         return "^?"
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask whether to go on, unless `yes`; where nobody can be asked, refuse.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST, there is no terminal to ask on.
+        click.Abort: the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            question,
+            hint="nobody can be asked here: say --yes if that is wanted",
+        )
+    click.confirm(f"{question}; go on?", abort=True, err=True)

@@ -331,31 +331,34 @@ class ReportResult:
 
     outcome: ReportOutcome
     stop: bool = False
+    """The dispatch that it is about is not wanted any more; never said for a mere late report."""
 
 
 def judge_step(step: Step, report: StepReport, granted: range) -> ReportResult:
     """Return what a report does to a step; the guard in SQL repeats it.
 
-    `granted` are the tries that the present dispatch may make (rule RA5).
+    `granted` are the tries that the present dispatch may make (rule RA5). Reports come again when
+    an acknowledgement was lost, also those that others have overtaken since: they are stale, and
+    nothing has to stop for it.
 
     Source: F2, RA3, RC2, promises P3 and P4.
     """
-    stale = ReportResult(outcome=ReportOutcome.STALE, stop=report.status is Status.RUNNING)
     attempt = report.attempt or step.attempt or granted.start
     if attempt not in granted or attempt < step.attempt:
-        return stale
+        return ReportResult(outcome=ReportOutcome.STALE)
     same_try = attempt == step.attempt
     if step.status.terminal:
         skipped = report.reason is Reason.SKIPPED
         repeated = report.status is step.status and (same_try or skipped)
-        return ReportResult(outcome=ReportOutcome.REPEATED) if repeated else stale
+        return ReportResult(outcome=ReportOutcome.REPEATED if repeated else ReportOutcome.STALE)
     if report.status is step.status:
-        news = not same_try or report.reason is not step.reason
-        outcome = ReportOutcome.APPLIED if news else ReportOutcome.REPEATED
-        return ReportResult(outcome=outcome)
+        # A try that is over, and to be followed by another one, does not run again.
+        over = same_try and step.reason is Reason.RETRYING
+        news = not over and (not same_try or report.reason is not step.reason)
+        return ReportResult(outcome=ReportOutcome.APPLIED if news else ReportOutcome.REPEATED)
     if report.status in TRANSITIONS[step.status]:
         return ReportResult(outcome=ReportOutcome.APPLIED)
-    return stale
+    return ReportResult(outcome=ReportOutcome.STALE)
 
 
 def judge_pipeline(status: Status, report: PipelineReport) -> ReportResult:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from gamenode.domain.node import Maintenance
 from gamenode.domain.selector import Selector
+from gamenode.lib.clock import Instant
 
 
 class Misfit(StrEnum):
@@ -78,6 +79,8 @@ class QueuedPipeline:
     envs_needed: frozenset[str]
     waiting: str
     """The reasons found at the last look."""
+    position: tuple[int, Instant, str]
+    """Its place in the queue: priority (higher first), then creation, then id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

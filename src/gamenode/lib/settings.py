@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,11 +25,13 @@ def load_settings(
     environment: Mapping[str, str],
     prefix: str,
     flags: Mapping[str, Mapping[str, object]],
+    foreign: Collection[str] = (),
 ) -> Settings:
     """Return the settings of a dataclass whose fields are sections, themselves dataclasses.
 
     `file` is a read TOML document; a variable is named PREFIX + SECTION + "__" + NAME; `flags` are
-    what was given on the command line, None where it was not.
+    what was given on the command line, None where it was not. `foreign` are sections of programs
+    that may share this one's environment: a variable of theirs that means nothing here is theirs.
 
     Raises:
         SettingsError: an unknown section or name, or a value of the wrong type.
@@ -47,6 +49,8 @@ def load_settings(
         section, separator, name = variable.removeprefix(prefix).lower().partition("__")
         if not variable.startswith(prefix) or not separator:
             continue
+        if section in foreign and name not in _fields(sections.get(section)):
+            continue
         if section not in sections:
             raise SettingsError(f"{variable}: {_unknown('section', section, sections)}")
         given[section][name] = _read(sections[section], section, name, text, where=variable)
@@ -63,7 +67,7 @@ def load_settings(
 
 def _read(section_type: Any, section: str, name: str, value: object, *, where: str) -> object:
     hints = typing.get_type_hints(section_type)
-    if name not in hints or name not in {field.name for field in dataclasses.fields(section_type)}:
+    if name not in _fields(section_type):
         raise SettingsError(
             f"{where}: {_unknown('setting', f'{section}.{name}', _names(section, hints))}"
         )
@@ -71,6 +75,11 @@ def _read(section_type: Any, section: str, name: str, value: object, *, where: s
         return _convert(hints[name], value)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{where}: {section}.{name}: {error}") from error
+
+
+def _fields(section_type: Any) -> set[str]:
+    """Return the names of a section's settings; none of a section that is not there."""
+    return {field.name for field in dataclasses.fields(section_type)} if section_type else set()
 
 
 def _convert(hint: Any, value: object) -> object:

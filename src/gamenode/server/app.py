@@ -175,9 +175,7 @@ class Server:
         self._supervisor.keep("nodes.judge", self._nodes.judge)
         self._supervisor.keep("nodes.flush", self._nodes.flush)
         self._supervisor.keep("nodes.states", self._nodes.states.run)
-        self._supervisor.keep("dispatch.place", self._dispatcher.place)
-        self._supervisor.keep("dispatch.resend", self._dispatcher.resend)
-        self._supervisor.keep("dispatch.cancel", self._dispatcher.cancel)
+        self._supervisor.keep("dispatch", self._dispatcher.run)
         self._supervisor.keep("metrics.purge", self._metrics.purge)
         self._supervisor.keep("events.purge", self._purge_events)
         self._serving = asyncio.get_running_loop().create_task(

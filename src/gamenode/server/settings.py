@@ -25,12 +25,17 @@ class ListenSettings:
     """Where the server listens, where its data lives, how it ends."""
 
     http: str = "127.0.0.1:8080"
+    """Where HTTP listens; a loopback address, as long as nobody has to sign in."""
     grpc: str = "127.0.0.1:9090"
+    """Where gRPC listens; as above."""
     data: Path = Path("/var/lib/gamenode")
+    """The folder of the SQLite file, the logs and the key of the audit log."""
     log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
     stop_s_max: float = 8.0
     """How long answers and streams may take to finish when the server stops."""
     event_keep_s: float = 30 * 24 * 3600.0
+    """How long events are kept; a cursor that is older is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

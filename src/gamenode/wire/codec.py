@@ -16,6 +16,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Closed,
     CloseReason,
+    CollectOrder,
     Dispatch,
     ExecuteOrder,
     FencedOrder,
@@ -32,8 +33,18 @@ from gamenode.domain.command import (
     StateOrder,
     Welcome,
 )
+from gamenode.domain.errors import ErrorCode, GameNodeError, Violation
 from gamenode.domain.event import Event
-from gamenode.domain.inventory import Hardware, Inventory, Network, Software
+from gamenode.domain.inventory import (
+    Collection,
+    CollectionAnswer,
+    CollectionFailure,
+    Hardware,
+    Inventory,
+    Network,
+    Software,
+    missing_to_register,
+)
 from gamenode.domain.log import AppendAnswer, LogKey, LogLine, LogPosition
 from gamenode.domain.node import (
     OF_THE_AGENT,
@@ -132,15 +143,23 @@ def _reason(text: str) -> Reason:
 
 
 def decode_registration(request: pb.RegisterRequest) -> Registration:
-    """Return what a node says of itself."""
+    """Return what a node says of itself.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST, it leaves out what a registration needs (A2).
+    """
+    inventory = _decode_inventory(request)
+    failed = _decode_failed(request.failed)
+    if missing := missing_to_register(inventory, {failure.part for failure in failed}):
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            f"a registration needs {', '.join(missing)}",
+            violations=[Violation(field=path, reason="must be set") for path in missing],
+        )
     return Registration(
         node_id=request.node_id,
         type=_NODE_TYPES[request.node_type],
-        inventory=Inventory(
-            hardware=decode_record(Hardware, request.hardware),
-            software=decode_record(Software, request.software),
-            network=decode_record(Network, request.network),
-        ),
+        inventory=inventory,
         last_session_epoch=(
             request.last_session_epoch if request.HasField("last_session_epoch") else None
         ),
@@ -149,6 +168,8 @@ def decode_registration(request: pb.RegisterRequest) -> Registration:
         env_names=frozenset(request.env_names),
         labels=dict(request.labels),
         step_runtimes=frozenset(request.step_runtimes),
+        failed=failed,
+        inventory_hash=request.inventory_hash,
     )
 
 
@@ -163,6 +184,8 @@ def encode_registration(registration: Registration) -> pb.RegisterRequest:
         env_names=sorted(registration.env_names),
         labels=registration.labels,
         step_runtimes=sorted(registration.step_runtimes),
+        failed=_encode_failed(registration.failed),
+        inventory_hash=registration.inventory_hash,
     )
     encode_record(registration.inventory, request)
     return request
@@ -212,6 +235,7 @@ def decode_heartbeat(request: pb.HeartbeatRequest) -> Heartbeat:
             for condition in request.conditions
             if condition.type in _AGENT_CONDITIONS
         },
+        inventory_hash=request.inventory_hash,
     )
 
 
@@ -226,6 +250,7 @@ def encode_heartbeat(heartbeat: Heartbeat) -> pb.HeartbeatRequest:
             pb.NodeCondition(type=kind, reason=reason)
             for kind, reason in heartbeat.conditions.items()
         ],
+        inventory_hash=heartbeat.inventory_hash,
     )
 
 
@@ -236,7 +261,59 @@ def encode_heartbeat_result(result: HeartbeatResult) -> pb.HeartbeatResponse:
         message=result.message,
         maintenance_state=_MAINTENANCE_OUT[result.maintenance],
         state_version=result.state_version,
+        send_inventory=result.send_inventory,
     )
+
+
+def decode_resource_info(info: pb.ResourceInfo, *, now: Instant) -> Collection:
+    """Return what a node collected; `now` where it does not say when."""
+    return Collection(
+        inventory=_decode_inventory(info),
+        collected_at=_instant(info.timestamp) or now,
+        failed=_decode_failed(info.failed),
+        hash=info.hash,
+    )
+
+
+def encode_resource_info(
+    collection: Collection, *, node_id: str, session_id: str
+) -> pb.ResourceInfo:
+    """Return the message of what a node collected."""
+    info = pb.ResourceInfo(
+        node_id=node_id,
+        session_id=session_id,
+        timestamp=collection.collected_at,
+        hash=collection.hash,
+        failed=_encode_failed(collection.failed),
+    )
+    encode_record(collection.inventory, info)
+    return info
+
+
+def decode_resource_answer(response: pb.UpdateResponse) -> CollectionAnswer:
+    """Return what the server answered to a collection."""
+    return CollectionAnswer(
+        accepted=response.accepted,
+        error=response.error,
+        stale=response.stale,
+        next_report_at=_instant(response.next_report_time),
+    )
+
+
+def _decode_inventory(message: pb.RegisterRequest | pb.ResourceInfo) -> Inventory:
+    return Inventory(
+        hardware=decode_record(Hardware, message.hardware),
+        software=decode_record(Software, message.software),
+        network=decode_record(Network, message.network),
+    )
+
+
+def _decode_failed(failed: Iterable[pb.CollectionFailure]) -> tuple[CollectionFailure, ...]:
+    return tuple(CollectionFailure(part=it.part, reason=it.reason) for it in failed)
+
+
+def _encode_failed(failed: Iterable[CollectionFailure]) -> list[pb.CollectionFailure]:
+    return [pb.CollectionFailure(part=it.part, reason=it.reason) for it in failed]
 
 
 # Reports
@@ -446,6 +523,7 @@ def decode_server_word(message: pb.ServerMessage) -> ServerWord | None:
                 message=message.heartbeat.message,
                 maintenance=_MAINTENANCE[message.heartbeat.maintenance_state],
                 state_version=message.heartbeat.state_version,
+                send_inventory=message.heartbeat.send_inventory,
             )
         case "acknowledgements":
             return Acknowledged(
@@ -505,6 +583,8 @@ def _encode_command(fenced: FencedOrder) -> pb.Command:
             request.time = order.requested_at
             request.version = order.version
             request.end_running = order.end_running
+        case CollectOrder():
+            command.collect.SetInParent()
     return command
 
 
@@ -528,6 +608,8 @@ def _decode_order(command: pb.Command) -> Order | None:
                 requested_at=Instant(command.change_state.time),
                 end_running=command.change_state.end_running,
             )
+        case "collect":
+            return CollectOrder()
         case _:
             return None
 

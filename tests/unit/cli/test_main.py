@@ -44,6 +44,12 @@ ARGUMENTS = {
     ("pipelines", "cancel"): [PIPELINE_ID],
     ("logs",): [f"{PIPELINE_ID}/fetch"],
     ("nodes", "show"): ["fra-07"],
+    ("nodes", "maintenance"): ["fra-07", "--reason", "fans"],
+    ("nodes", "disable"): ["fra-07", "--yes"],
+    ("nodes", "enable"): ["fra-07"],
+    ("nodes", "label"): ["fra-07", "zone=a", "rack-"],
+    ("nodes", "note"): ["fra-07", "loud"],
+    ("nodes", "remove"): ["fra-07", "--yes"],
     ("context", "use"): ["lab"],
     ("context", "add"): ["new", "--url", "http://127.0.0.1:1"],
     ("context", "remove"): ["lab"],
@@ -58,6 +64,9 @@ def api() -> Iterator[FakeApi]:
         done = pipeline("COMPLETED", step(status="COMPLETED"))
         served.on("GET", "/nodes", Reply(page(node())))
         served.on("GET", "/nodes/fra-07", Reply(node()))
+        served.on("PUT", "/nodes/fra-07/state", Reply(node()))
+        served.on("PATCH", "/nodes/fra-07", Reply(node()))
+        served.on("DELETE", "/nodes/fra-07", Reply(b"", status=204))
         served.on("GET", "/pipelines", Reply(page(done)))
         served.on("GET", f"/pipelines/{PIPELINE_ID}", Reply(done))
         served.on("POST", "/pipelines", Reply(done, 201))

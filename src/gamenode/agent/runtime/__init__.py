@@ -115,6 +115,15 @@ class Runtime(Protocol):
     def unsupported(self, container: ContainerSpec) -> tuple[str, ...]:
         """Return the keys of `container` that cannot be honoured here, in the file's words."""
 
+    async def prepare(self, container: ContainerSpec) -> None:
+        """Fetch what a start of `container` needs, as its pull policy says. May be cancelled.
+
+        A start fetches what is missing all the same, but no cancel reaches it meanwhile (P11).
+
+        Raises:
+            StartError: it cannot be had.
+        """
+
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Create and start `run`; return when it was started.
 
@@ -163,6 +172,9 @@ class Runtime(Protocol):
 
     async def runs(self) -> Mapping[RunKey, Found]:
         """Return every run that was started here and not removed."""
+
+    async def problem(self) -> str:
+        """Return why nothing can be started here now; empty where it can."""
 
     async def close(self) -> None:
         """Let go of every run without ending any. Safe to repeat."""

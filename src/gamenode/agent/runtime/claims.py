@@ -66,8 +66,6 @@ class Attached:
     """A run as its folder shows it."""
 
     claim: Claim
-    members: Members | None
-    """None where nothing of it can live: it is of another boot, or never came to run."""
     supervisor: ProcessStat | None
     """None if it is dead."""
     end: Ended | None
@@ -83,7 +81,8 @@ class Claims:
         self._adoption_s = adoption_s
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         """What tells one boot of this host from another."""
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # The step of another user passes through to its work folder, and sees nothing else.
+        root.mkdir(parents=True, exist_ok=True, mode=0o711)
         for folder in root.iterdir():
             if folder.name.startswith(_HIDDEN):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -108,7 +107,8 @@ class Claims:
             # Locked before it can be seen: a claim without a lock is always one that was lost.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.write(lock, json.dumps(asdict(claim)).encode())
-            (folder / "work").mkdir()
+            folder.chmod(0o711)
+            (folder / "work").mkdir(0o700)
             for name in ("stdout", "stderr"):
                 (folder / name).touch(0o600)
             if owner_id is not None:
@@ -139,29 +139,37 @@ class Claims:
         """Return what there is of `run`; None without a claim."""
         if (claim := self.read(run)) is None:
             return None
-        if claim.boot_id != self.boot_id:
-            end = self.end(run, claim, now=now)
-            return Attached(claim=claim, members=None, supervisor=None, end=end)
         deadline = time.monotonic() + self._adoption_s
         while True:
             # In this order: what holds the lock may write its name only now.
             locked = self._locked(run)
             supervisor = self._supervisor(run)
-            members = members_of(claim, supervisor)
             if not locked:
+                members = self.members(run, claim)
                 left = members is not None and members.pids()
                 return Attached(
                     claim=claim,
-                    members=members,
                     supervisor=None,
                     end=None if left else self.end(run, claim, now=now),
                 )
             if supervisor is not None and supervisor.lives():
-                return Attached(claim=claim, members=members, supervisor=supervisor, end=None)
+                return Attached(claim=claim, supervisor=supervisor, end=None)
             if time.monotonic() > deadline:
                 message = f"{self.folder(run)}: locked by a process that does not show itself"
                 raise TimeoutError(message)
             time.sleep(0.002)  # it is just being started, or has just ended
+
+    def members(self, run: RunKey, claim: Claim) -> Members | None:
+        """Return the processes of `run`, None where nothing of it can live.
+
+        That is so after a reboot, and as long as its supervisor has not come to start it.
+        """
+        if claim.boot_id != self.boot_id:
+            return None
+        if claim.cgroup:
+            return Cgroup(Path(claim.cgroup))
+        supervisor = self._supervisor(run)
+        return None if supervisor is None else Session(supervisor)
 
     def shown(self, run: RunKey) -> bool:
         """Return whether the supervisor of `run` has written its name: signals reach its traps."""
@@ -216,13 +224,6 @@ class Claims:
             return ProcessStat.parse((self.folder(run) / "supervisor").read_text())
         except (FileNotFoundError, ValueError):
             return None  # not written yet
-
-
-def members_of(claim: Claim, supervisor: ProcessStat | None) -> Members | None:
-    """Return what belongs to a run, None if it cannot have come to run."""
-    if claim.cgroup:
-        return Cgroup(Path(claim.cgroup))
-    return None if supervisor is None else Session(supervisor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A runtime without processes, for tests and the simulator: a step's environment steers it.
 
+FAKE_PREPARE_S      how long it takes to fetch what a start needs, in seconds (0)
 FAKE_START_S        how long a start takes, in seconds (0)
 FAKE_START_ERROR    the start fails with this message
 FAKE_DURATION_S     how long the run lasts, in seconds (a task 0, a service without end)
@@ -150,6 +151,10 @@ class FakeRuntime:
         """Return nothing: it honours nothing and refuses nothing."""
         return ()
 
+    async def prepare(self, container: ContainerSpec) -> None:
+        """Wait as the environment says."""
+        await self._host.sleep(float(container.environment.get("FAKE_PREPARE_S", "0")))
+
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Start `run` as its environment says."""
         return await self._host.start(run, container, service=service)
@@ -217,6 +222,10 @@ class FakeRuntime:
     async def runs(self) -> Mapping[RunKey, Found]:
         """Return every run of the host."""
         return {run: self._found(run) for run in self._host.runs()}
+
+    async def problem(self) -> str:
+        """Return nothing: there is no engine that could be down."""
+        return ""
 
     async def close(self) -> None:
         """Let go; the host goes on."""

@@ -37,6 +37,8 @@ ROLES: Final[Mapping[str, Role]] = MappingProxyType(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.VIEWER,
         "GET /api/v1/nodes": Role.VIEWER,
         "GET /api/v1/nodes/{node}": Role.VIEWER,
+        "PATCH /api/v1/nodes/{node}": Role.OPERATOR,
+        "DELETE /api/v1/nodes/{node}": Role.ADMIN,
         "PUT /api/v1/nodes/{node}/state": Role.ADMIN,
         "POST /api/v1/nodes:state": Role.ADMIN,
         "GET /api/v1/nodes/{node}/state-changes": Role.VIEWER,

@@ -81,7 +81,7 @@ def create_api(
         return msgspec.json.encode(openapi.describe(operations, roles=roles))
 
     operations: Sequence[Operation[Any, Any]] = (
-        *NodeRoutes(nouns.nodes).operations(),
+        *NodeRoutes(nouns.nodes, nouns.pipeline_manager).operations(),
         *StateRoutes(
             nouns.nodes,
             loads=nouns.pipeline_service.loads,

@@ -41,7 +41,7 @@ class Guard:
             raise GameNodeError(
                 ErrorCode.PERMISSION_DENIED,
                 f"this server does not go by the name {named[0][:255]!r}",
-                hint="use its address, or add the name to the server's setting http.hosts",
+                hint="use its address, or add the name to the server's setting api.hosts",
             )
         if method not in _SAFE_METHODS and not _is_own_origin(headers):
             raise GameNodeError(

@@ -103,12 +103,12 @@ def _page(nodes: Sequence[Node], pipelines: Sequence[Pipeline]) -> str:
 </head>
 <body>
 <h1>GameNode {escape(__version__)}</h1>
-<p>The interface is described in <a href="/openapi.json">openapi.json</a>; on the command line,
-<code>gamenode --help</code> says the rest.</p>
+<p><a href="/openapi.json">openapi.json</a> describes the HTTP interface;
+<code>gamenode --help</code> lists the commands.</p>
 <h2>Nodes</h2>
-{_table(("Node", "State", "Use", "Last heartbeat", "Agent"), node_rows)}
+{_table(("Node", "Liveness", "State", "Last heartbeat", "Agent"), node_rows)}
 <h2>Newest pipelines</h2>
-{_table(("Pipeline", "Name", "Status", "Where", "Created"), pipeline_rows)}
+{_table(("Pipeline", "Name", "Status", "Node, or why it waits", "Created"), pipeline_rows)}
 </body>
 </html>
 """

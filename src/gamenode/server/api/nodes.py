@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gamenode.domain.node import Maintenance
+from gamenode.domain.node import Maintenance, NodePatch
 from gamenode.domain.selector import parse_selector
 from gamenode.server.api import page
-from gamenode.server.api.decode import NoQuery, QueryReader
-from gamenode.server.api.nouns import NodeManager
+from gamenode.server.api.decode import BodyReader, NoQuery, QueryReader
+from gamenode.server.api.nouns import NodeManager, PipelineManager
 from gamenode.server.api.operation import Call, Operation, answer
 from gamenode.wire import http
 
@@ -28,12 +30,20 @@ class NodesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cursor: page.Cursor = ""
 
 
-class NodeRoutes:
-    """Lists and shows nodes."""
+class RemoveQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to remove a node."""
 
-    def __init__(self, nodes: NodeManager) -> None:
-        """Speak for `nodes`."""
+    force: Annotated[bool, Meta(description="Even if it runs something, which may go on.")] = False
+    reason: Annotated[str, Meta(max_length=4096, description="Why.")] = ""
+
+
+class NodeRoutes:
+    """Lists, shows, describes and removes nodes."""
+
+    def __init__(self, nodes: NodeManager, pipelines: PipelineManager) -> None:
+        """Speak for `nodes`; `pipelines` know what runs on them."""
         self._nodes = nodes
+        self._pipelines = pipelines
 
     def operations(self) -> Sequence[Operation[Any, Any]]:
         """Return what can be done."""
@@ -54,6 +64,23 @@ class NodeRoutes:
                 query=QueryReader(NoQuery),
                 answer=http.Node,
             ),
+            Operation(
+                method="PATCH",
+                path="/api/v1/nodes/{node}",
+                summary="Change a node's name, note and labels",
+                handler=self._describe,
+                query=QueryReader(NoQuery),
+                body=BodyReader(http.NodeChange),
+                answer=http.Node,
+            ),
+            Operation(
+                method="DELETE",
+                path="/api/v1/nodes/{node}",
+                summary="Remove a node",
+                handler=self._remove,
+                query=QueryReader(RemoveQuery),
+                status=HTTPStatus.NO_CONTENT,
+            ),
         )
 
     async def _list(self, call: Call[NodesQuery, None]) -> ASGIApp:
@@ -73,6 +100,18 @@ class NodeRoutes:
                 next_cursor=page.node_cursor(last.id) if last else None,
             )
         )
+
+    async def _describe(self, call: Call[NoQuery, http.NodeChange]) -> ASGIApp:
+        body = call.body
+        patch = NodePatch(display_name=body.display_name, note=body.note, labels=body.labels)
+        node = await self._nodes.describe(call.path["node"], patch, by=call.actor)
+        return answer(http.encode_node(node))
+
+    async def _remove(self, call: Call[RemoveQuery, None]) -> ASGIApp:
+        await self._pipelines.remove_node(
+            call.path["node"], force=call.query.force, reason=call.query.reason, by=call.actor
+        )
+        return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def _show(self, call: Call[NoQuery, None]) -> ASGIApp:
         return answer(http.encode_node(await self._nodes.get(call.path["node"])))

@@ -9,7 +9,7 @@ from typing import Protocol
 from gamenode.domain.access import Actor
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.log import LogKey, LogSlice
-from gamenode.domain.node import Drain, Maintenance, Node, StateChange
+from gamenode.domain.node import Drain, Maintenance, Node, NodePatch, StateChange
 from gamenode.domain.pipeline import NewPipeline, Pipeline, Status
 from gamenode.domain.selector import Selector
 from gamenode.lib.clock import Instant
@@ -24,6 +24,9 @@ class PipelineManager(Protocol):
 
     async def cancel(self, pipeline_id: str, *, reason: str, force: bool, by: Actor) -> Pipeline:
         """Ask for a pipeline's end; return it as it is then."""
+
+    async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
+        """Remove a node that runs nothing, or with `force` any."""
 
     async def wait_ended(self, pipeline_id: str, timeout_s: float) -> Pipeline:
         """Return a pipeline once it has ended, or as it is after `timeout_s`."""
@@ -79,6 +82,9 @@ class NodeManager(Protocol):
         wait_s: float = 0.0,
     ) -> Node:
         """Want a node's state; wait for its agent's confirmation for a while."""
+
+    async def describe(self, node_id: str, patch: NodePatch, *, by: Actor) -> Node:
+        """Change a node's display name, note and labels."""
 
     async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
         """Return a node's state changes, newest first."""

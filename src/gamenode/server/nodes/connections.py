@@ -148,6 +148,10 @@ class Liveness:
     heard_s: float
     """By the monotonic clock."""
     heard_at: Instant
+    signs: int = 0
+    """How many signs of life there were."""
+    stream_number: int = 0
+    """The newest stream's number within the session."""
     connection: AgentConnection | None = None
     broken_s: float | None = None
     """Since when its stream is broken, by the monotonic clock; None while it stands."""
@@ -172,22 +176,23 @@ class ConnectionManager:
         self._nodes: dict[str, Liveness] = {}
 
     def heard(self, session: Session, *, online: bool = True) -> Liveness:
-        """Count a sign of life of a session; return what is known of its node."""
+        """Count a sign of life of a session; return what is known of its node.
+
+        `online` is how the node was last written down, for one that was not heard of yet.
+        """
         known = self._nodes.get(session.node_id)
         if known is None or known.session != session:
-            connection = known.connection if known is not None else None
-            if connection is not None and connection.session != session:
-                connection = None
             known = Liveness(
                 session=session,
                 online=online,
                 heard_s=self._clock.monotonic_s(),
                 heard_at=self._clock.now(),
-                connection=connection,
             )
             self._nodes[session.node_id] = known
         known.heard_s = self._clock.monotonic_s()
         known.heard_at = self._clock.now()
+        known.signs += 1
+        known.broken_s = None
         return known
 
     def get(self, node_id: str) -> Liveness | None:
@@ -209,14 +214,44 @@ class ConnectionManager:
             return None
         return known.connection
 
-    def attach(self, connection: AgentConnection) -> None:
-        """Make `connection` the node's stream; the one before is told that it is superseded."""
-        known = self.heard(connection.session)
+    def alive(self, node_id: str) -> AgentConnection | None:
+        """Return the stream of a node, if anything was heard within the timeout.
+
+        The stream of a host that lost its power stands for hours and says nothing.
+        """
+        known = self._nodes.get(node_id)
+        if known is None or self._silence_s(known) >= self._heartbeat_timeout_s:
+            return None
+        return known.connection
+
+    def attach(self, connection: AgentConnection, *, online: bool) -> Liveness | None:
+        """Make `connection` the node's stream; the one before is told that it is superseded.
+
+        None if the session had a newer stream already: this one was delayed on its way (RL2).
+        """
+        known = self._nodes.get(connection.node_id)
+        if (
+            known is not None
+            and known.session == connection.session
+            and known.stream_number > connection.stream_number
+        ):
+            return None
+        known = self.heard(connection.session, online=online)
         before = known.connection
         known.connection = connection
-        known.broken_s = None
-        if before is not None and before is not connection:
+        known.stream_number = connection.stream_number
+        if before is not None:
             before.close(Closed(reason=CloseReason.SUPERSEDED, message="a newer stream took over"))
+        return known
+
+    def is_newest(self, connection: AgentConnection) -> bool:
+        """Return whether its node has no newer stream, though this one may have ended."""
+        known = self._nodes.get(connection.node_id)
+        return (
+            known is not None
+            and known.session == connection.session
+            and known.stream_number == connection.stream_number
+        )
 
     def detach(self, connection: AgentConnection) -> bool:
         """Note that a stream ended; return whether it was still the node's own."""
@@ -229,14 +264,23 @@ class ConnectionManager:
 
     def silent(self) -> list[tuple[str, Liveness, str]]:
         """Return who must be taken for offline now, and why."""
-        now_s = self._clock.monotonic_s()
-        gone = []
-        for node_id, known in self._nodes.items():
-            if not known.online:
-                continue
-            silence_s = now_s - known.heard_s
-            if silence_s >= self._heartbeat_timeout_s:
-                gone.append((node_id, known, f"no heartbeat for {silence_s:.1f} s"))
-            elif known.broken_s is not None and now_s - known.broken_s >= self._reconnect_grace_s:
-                gone.append((node_id, known, "its connection broke and did not come back"))
-        return gone
+        return [
+            (node_id, known, cause)
+            for node_id, known in self._nodes.items()
+            if (cause := self.why_silent(known))
+        ]
+
+    def why_silent(self, known: Liveness) -> str:
+        """Return why a node that counts as online must be taken for offline; empty: it must not."""
+        if not known.online:
+            return ""
+        silence_s = self._silence_s(known)
+        if silence_s >= self._heartbeat_timeout_s:
+            return f"no heartbeat for {silence_s:.1f} s"
+        broken_s = known.broken_s
+        if broken_s is None or self._clock.monotonic_s() - broken_s < self._reconnect_grace_s:
+            return ""
+        return "its connection broke and did not come back"
+
+    def _silence_s(self, known: Liveness) -> float:
+        return self._clock.monotonic_s() - known.heard_s

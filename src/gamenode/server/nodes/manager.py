@@ -31,7 +31,7 @@ from gamenode.domain.placement import Candidate
 from gamenode.domain.selector import Lookup, Selector
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 from gamenode.lib.ids import Ids
-from gamenode.server.nodes.connections import AgentConnection, ConnectionManager
+from gamenode.server.nodes.connections import AgentConnection, ConnectionManager, Liveness
 from gamenode.server.nodes.service import GameNodeService, not_found, values_of
 from gamenode.server.nodes.states import StateKeeper, StateSettings
 
@@ -112,8 +112,7 @@ class NodeManager:
             GameNodeError: CONFLICT if another host speaks for this node id right now.
         """
         node_id = registration.node_id
-        heard = self._connections.get(node_id)
-        standing = heard.connection if heard is not None else None
+        standing = self._connections.alive(node_id)
         if (
             standing is not None
             and registration.boot_id
@@ -133,11 +132,14 @@ class NodeManager:
         now = self._clock.now()
         outcome = await self._service.register(registration, session_id=self._ids.new(), now=now)
         self._remember(await self._service.get(node_id))
-        self._connections.heard(outcome.session)
-        if standing is not None:
-            standing.close(
-                Closed(reason=CloseReason.SUPERSEDED, message="the node registered again")
-            )
+        # A later registration may have been faster; then nothing is heard of this one any more.
+        if self._is_current(outcome.session):
+            before = self._connections.get(node_id)
+            self._connections.heard(outcome.session)
+            if before is not None and before.connection is not None:
+                before.connection.close(
+                    Closed(reason=CloseReason.SUPERSEDED, message="the node registered again")
+                )
         self._announce()
         disabled = outcome.maintenance is Maintenance.DISABLED
         return RegistrationAnswer(
@@ -175,12 +177,20 @@ class NodeManager:
         if beat.sent_at is not None:
             one_way_s = (beat.round_trip_s or 0.0) / 2
             known.clock_skew_s = (beat.sent_at - known.heard_at) / NANOSECONDS_PER_S + one_way_s
-        await self._note_conditions(node, beat, known.clock_skew_s)
         if not known.online:
-            await self._set_online(node, "heartbeat")
+            await self._set_online(known, "heartbeat")
         change = node.state_change
-        if node.simple and change is not None and change.confirmed_at is None:
-            await self.states.seen(change)
+        try:
+            await self._note_conditions(node, beat, known.clock_skew_s)
+            if node.simple and change is not None and change.confirmed_at is None:
+                await self.states.seen(change)
+        except GameNodeError as error:
+            # The next heartbeat says it again, and this one counts all the same (RL5).
+            _log.warning(
+                "what came with a heartbeat was not written down: %s",
+                error,
+                extra={"event": "node.heartbeat_unwritten", "node_id": node.id},
+            )
         return HeartbeatResult(
             counted=True, maintenance=node.maintenance, state_version=node.state_version
         )
@@ -198,7 +208,7 @@ class NodeManager:
     # Streams
 
     async def attach(self, statement: Statement) -> AgentConnection | None:
-        """Take a stream for the node's own; None for a session that must register again.
+        """Take a stream for the node's own; None for one of a session that must register again.
 
         The stream is used for nothing before the statement is reconciled (rule RL1).
         """
@@ -212,11 +222,17 @@ class NodeManager:
             boot_id=statement.boot_id,
             words_max=self._settings.words_max,
         )
-        self._connections.attach(connection)
-        known = self._connections.heard(session, online=node.online)
-        if not known.online:
-            await self._set_online(node, "reconnected")
-        await self._set_link(connection, Link.CONNECTED, "connected")
+        known = self._connections.attach(connection, online=node.online)
+        if known is None:
+            return None
+        try:
+            if not known.online:
+                await self._set_online(known, "reconnected")
+            await self._set_link(connection, Link.CONNECTED, "connected")
+        except BaseException:
+            # Its caller does not know it yet, so nobody else would note that it ended.
+            self._connections.detach(connection)
+            raise
         return connection
 
     def opened(self) -> None:
@@ -233,10 +249,9 @@ class NodeManager:
         """Take a node offline at once: it said that it leaves."""
         if not self._connections.detach(connection):
             return
-        node = self._nodes[connection.node_id]
         known = self._connections.get(connection.node_id)
         if known is not None:
-            await self._set_offline(node, f"goodbye: {reason}" if reason else "goodbye")
+            await self._set_offline(known, f"goodbye: {reason}" if reason else "goodbye")
 
     def connection(self, node_id: str) -> AgentConnection | None:
         """Return the stream of a node, if orders can be sent on it."""
@@ -317,10 +332,15 @@ class NodeManager:
 
     async def judge_once(self) -> None:
         """Take for offline whoever was silent for too long by now."""
-        for node_id, known, cause in self._connections.silent():
-            node = self._nodes.get(node_id)
-            if node is not None and node.session_epoch == known.session.epoch:
-                await self._set_offline(node, cause)
+        silent = self._connections.silent()
+        # All together: one after the other, the last would be judged by what is long past.
+        await asyncio.gather(*(self._set_offline(known, cause) for _, known, cause in silent))
+        for _, known, _ in silent:
+            if not known.online and known.connection is not None:
+                # It may stand for hours after its host has lost its power.
+                known.connection.close(
+                    Closed(reason=CloseReason.PROTOCOL, message="no heartbeat came on it")
+                )
 
     async def flush(self) -> None:
         """Every few seconds: write down when nodes were last heard."""
@@ -400,7 +420,31 @@ class NodeManager:
     def _is_newest(self, node: Node, session_id: str) -> bool:
         return session_id == node.session_id or (not session_id and node.simple)
 
+    def _is_current(self, session: Session) -> bool:
+        node = self._nodes.get(session.node_id)  # it may have been removed meanwhile
+        return node is not None and node.session_epoch == session.epoch
+
     def _remember(self, node: Node) -> None:
+        """Take over what was read of a node, but for what memory knows better."""
+        known = self._nodes.get(node.id)
+        if known is not None and known.session_epoch > node.session_epoch:
+            return  # a later read was faster
+        if known is not None and known.session_epoch == node.session_epoch:
+            node = replace(
+                node,
+                online=known.online,
+                online_since=known.online_since,
+                link=known.link,
+                link_since=known.link_since,
+                link_cause=known.link_cause,
+            )
+        if known is not None and known.state_version > node.state_version:
+            node = replace(
+                node,
+                maintenance=known.maintenance,
+                state_version=known.state_version,
+                state_change=known.state_change,
+            )
         self._nodes[node.id] = node
         self._values[node.id] = values_of(node)
 
@@ -443,60 +487,72 @@ class NodeManager:
             await self._service.set_conditions(node.id, holding, now=self._clock.now())
             await self._refresh(node.id)
 
-    async def _set_online(self, node: Node, cause: str) -> None:
+    async def _set_online(self, known: Liveness, cause: str) -> None:
         now = self._clock.now()
-        known = self._connections.get(node.id)
-        link = Link.CONNECTED if known is not None and known.connection else Link.LOST
-        if not await self._flip(node, online=True, cause=cause, link=link, now=now):
-            return
-        if known is not None:
+        link = Link.CONNECTED if known.connection is not None else Link.LOST
+        if await self._flip(known, online=True, cause=cause, link=link, now=now):
             known.online = True
-        self._patch(node.id, online=True, online_since=now)
-        self._announce()
+            self._patch(
+                known.session.node_id,
+                online=True,
+                online_since=now,
+                link=link,
+                link_since=now,
+                link_cause=cause,
+            )
+            self._announce()
 
-    async def _set_offline(self, node: Node, cause: str) -> None:
-        known = self._connections.get(node.id)
-        heard_before_s = known.heard_s if known is not None else None
-        now = self._clock.now()
-        if not await self._flip(node, online=False, cause=cause, link=Link.LOST, now=now):
+    async def _set_offline(self, known: Liveness, cause: str) -> None:
+        node_id = known.session.node_id
+        signs, now = known.signs, self._clock.now()
+        if not await self._flip(known, online=False, cause=cause, link=Link.LOST, now=now):
             return
-        if known is not None:
-            known.online = False
-            known.broken_s = None
+        known.online = False
+        known.broken_s = None
         self._patch(
-            node.id,
+            node_id,
             online=False,
             online_since=None,
             link=Link.LOST,
             link_since=now,
             link_cause=cause,
         )
-        _log.info("node offline: %s", cause, extra={"event": "node.offline", "node_id": node.id})
-        if known is not None and known.heard_s != heard_before_s:
+        _log.info("node offline: %s", cause, extra={"event": "node.offline", "node_id": node_id})
+        if known.signs != signs:
             # It was heard while that was being written down.
-            await self._set_online(self._nodes[node.id], "heartbeat")
+            await self._set_online(known, "heartbeat")
 
     async def _flip(
-        self, node: Node, *, online: bool, cause: str, link: Link, now: Instant
+        self, known: Liveness, *, online: bool, cause: str, link: Link, now: Instant
     ) -> bool:
-        """Write a flip down; where that fails it is tried again at the next sign or judgement."""
+        """Write a flip down; return whether it holds for the node's newest session.
+
+        Where that fails it is tried again at the next sign of life or judgement.
+        """
+        session = known.session
         try:
             await self._service.set_online(
-                node.id, epoch=node.session_epoch, online=online, cause=cause, link=link, now=now
+                session.node_id,
+                epoch=session.epoch,
+                online=online,
+                cause=cause,
+                link=link,
+                now=now,
             )
         except GameNodeError as error:
             _log.warning(
                 "a node's flip was not written down: %s",
                 error,
-                extra={"event": "node.flip_unwritten", "node_id": node.id},
+                extra={"event": "node.flip_unwritten", "node_id": session.node_id},
             )
             return False
-        return True
+        # A newer session says for itself what it is.
+        return self._connections.get(session.node_id) is known and self._is_current(session)
 
     async def _set_link(self, connection: AgentConnection, link: Link, cause: str) -> None:
         now: Instant = self._clock.now()
         try:
-            await self._service.set_link(
+            current = await self._service.set_link(
                 connection.node_id,
                 epoch=connection.session.epoch,
                 stream_number=connection.stream_number,
@@ -507,12 +563,14 @@ class NodeManager:
         except GameNodeError as error:
             # The stream of a known session needs no write to be accepted: a full disk must take
             # nobody offline (rule RL5).
+            current = self._connections.is_newest(connection)
             _log.warning(
                 "the link's state was not written down: %s",
                 error,
                 extra={"event": "node.link_unwritten", "node_id": connection.node_id},
             )
-        self._patch(connection.node_id, link=link, link_since=now, link_cause=cause)
+        if current and self._is_current(connection.session):
+            self._patch(connection.node_id, link=link, link_since=now, link_cause=cause)
 
     def _patch(self, node_id: str, **changes: object) -> None:
         node = self._nodes[node_id]

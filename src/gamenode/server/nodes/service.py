@@ -45,6 +45,16 @@ def session_is_newest(conn: Connection, node_id: str, epoch: int) -> bool:
     return store.session_is_newest(conn, node_id, epoch)
 
 
+def use_stream(conn: Connection, session: Session, stream_number: int) -> bool:
+    """Let a stream act for its node from this transaction on; False if a newer one does (RL2)."""
+    return store.use_stream(conn, session.node_id, epoch=session.epoch, stream_number=stream_number)
+
+
+def is_simple(conn: Connection, node_id: str) -> bool:
+    """Return whether a node registered without the fields that fence (rule RL4)."""
+    return store.is_simple(conn, node_id)
+
+
 def continuity_epoch(conn: Connection, node_id: str) -> int:
     """Return the oldest epoch that the node's newest session continues (rule RL3)."""
     return store.continuity_epoch(conn, node_id)
@@ -279,14 +289,14 @@ class GameNodeService:
         """Return a node's newest changes, newest first."""
         return await self._db.read(lambda conn: store.changes(conn, node_id, limit))
 
-    async def state_pushed(self, change: StateChange, *, now: Instant) -> None:
-        """Note when a change was first sent."""
-        if change.pushed_at is None:
-            await self._db.write(
-                lambda conn: store.set_change(
-                    conn, change.node_id, change.version, {"pushed_at": now}
-                )
-            )
+    async def state_pushed(self, change: StateChange, *, now: Instant) -> bool:
+        """Note when a change was first sent; False if that stands there already."""
+        if change.pushed_at is not None:
+            return False
+        values = {"pushed_at": now}
+        return await self._db.write(
+            lambda conn: store.set_change(conn, change.node_id, change.version, values)
+        )
 
     async def confirm_state(
         self, change: StateChange, *, confirmed_at: Instant, remaining: int | None, now: Instant

@@ -57,6 +57,7 @@ _PLACE: Final = (
     .where(_nodes.id == bindparam("of_node"))
     .with_for_update()
 )
+_BOOT_ID: Final = select(_nodes.boot_id).where(_nodes.id == bindparam("of_node"))
 _NEWEST_SESSION: Final = select(_nodes.session_epoch).where(_nodes.id == bindparam("of_node"))
 
 
@@ -202,6 +203,25 @@ def session_is_newest(conn: Connection, node_id: str, epoch: int) -> bool:
     """Return what guards every write that an agent causes (P3)."""
     newest: int | None = conn.scalar(_NEWEST_SESSION, {"of_node": node_id})
     return newest == epoch
+
+
+def is_simple(conn: Connection, node_id: str) -> bool:
+    """Return whether a node registered without a boot id (rule RL4)."""
+    return not conn.scalar(_BOOT_ID, {"of_node": node_id})
+
+
+def use_stream(conn: Connection, node_id: str, *, epoch: int, stream_number: int) -> bool:
+    """Note which stream of which session acts; return False if a newer one does already."""
+    return _changed(
+        conn,
+        update(schema.nodes)
+        .where(
+            _nodes.id == node_id,
+            _nodes.session_epoch == epoch,
+            _nodes.stream_number <= stream_number,
+        )
+        .values(stream_number=stream_number, session_used=True),
+    )
 
 
 def continuity_epoch(conn: Connection, node_id: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,7 +27,7 @@ from gamenode.domain.pipeline import Reason
 from gamenode.domain.placement import Candidate, Demand, QueuedPipeline, place
 from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock
-from gamenode.lib.tasks import Supervisor, Wake
+from gamenode.lib.tasks import Supervisor, Wake, until_one_ends
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
@@ -36,7 +36,7 @@ from gamenode.server.pipelines.service import GamePipelineGRPCService
 _log = logging.getLogger(__name__)
 _PASSING: Final = frozenset({"BUSY", "JOURNAL", "STATE_VERSION"})
 """Reasons of a refusal that go by; the pipeline waits for another turn."""
-_FREES: Final = frozenset(
+_ENDS: Final = frozenset(
     {EventType.PIPELINE_COMPLETED, EventType.PIPELINE_FAILED, EventType.PIPELINE_CANCELLED}
 )
 """After these a node can take more."""
@@ -49,7 +49,7 @@ class DispatcherSettings:
 
     sweep_interval_s: float = 2.0
     batch_max: int = 256
-    """How many waiting pipelines one round looks at."""
+    """How many waiting pipelines are looked at together."""
     answer_timeout_s: float = 15.0
     refused_wait_s: float = 1.0
     """How long a pipeline waits after a node refused it for now."""
@@ -67,53 +67,63 @@ class TaskDispatcher:
         clock: Clock,
         settings: DispatcherSettings,
     ) -> None:
-        """Do nothing until its loops run."""
+        """Do nothing until `run`."""
         self._service = service
         self._nodes = nodes
         self._logs = logs
         self._clock = clock
         self._settings = settings
         self._supervisor = Supervisor()
-        self._place = Wake()
-        self._resend = Wake()
-        self._cancels = Wake()
+        self._queue_wake = Wake()
+        self._owed_wake = Wake()
         self._some_wait = True
         self._not_before_s: dict[str, float] = {}
+        self._whole_queue_s = clock.monotonic_s()
         self._sending: set[Dispatch] = set()
         self._accepted: set[Dispatch] = set()
         self._cancelling: set[Dispatch] = set()
 
     def wake(self) -> None:
         """Look at everything again: a node may have become able to take work, or to hear."""
-        for wake in (self._place, self._resend, self._cancels):
-            wake.ring()
+        self._queue_wake.ring()
+        self._owed_wake.ring()
 
     def hear(self, happened: Sequence[Event]) -> None:
         """Look at what these events may have changed."""
         types = {event.type for event in happened}
-        if EventType.PIPELINE_CREATED in types or (self._some_wait and types & _FREES):
-            self._place.ring()
+        if EventType.PIPELINE_CREATED in types or (self._some_wait and types & _ENDS):
+            self._queue_wake.ring()
         if types & _CANCELS:
-            self._cancels.ring()
+            self._owed_wake.ring()
 
-    async def place(self) -> None:
-        """Bind what waits and send it, until cancelled."""
-        while True:
-            await self._place.wait(self._settings.sweep_interval_s)
-            if await self._place_queued():
-                self._place.ring()
+    async def run(self) -> None:
+        """Place and cancel until cancelled: a new pipeline never waits for what others are owed."""
 
-    async def resend(self) -> None:
-        """Send again what no node said that it took, until cancelled."""
-        while True:
-            await self._resend.wait(self._settings.sweep_interval_s)
-            await self._send_unacknowledged()
+        async def place() -> None:
+            while True:
+                await self._queue_wake.wait(self._settings.sweep_interval_s)
+                await self._place_queued()
 
-    async def cancel(self) -> None:
-        """Tell nodes what must end, until cancelled."""
-        while True:
-            await self._cancels.wait(self._settings.sweep_interval_s)
-            await self._send_cancels()
+        async def send() -> None:
+            while True:
+                await self._owed_wake.wait(self._settings.sweep_interval_s)
+                await self._send_owed()
+
+        await until_one_ends(place(), send())
+
+    async def sweep(self) -> None:
+        """Place what waits, and send what agents have not acknowledged."""
+        await self._place_queued()
+        await self._send_owed()
+
+    async def _send_owed(self) -> None:
+        unacknowledged_by, cancelling_on = await self._service.owed_nodes()
+        await self._send_unacknowledged(self._reachable(unacknowledged_by))
+        await self._send_cancels(self._reachable(cancelling_on))
+
+    def _reachable(self, node_ids: Iterable[str]) -> list[str]:
+        """Return who can be sent something now; the others are told when they are back."""
+        return [node_id for node_id in node_ids if self._nodes.connection(node_id) is not None]
 
     async def close(self) -> None:
         """Stop waiting for answers; the next statement of each agent says what it holds."""
@@ -149,20 +159,39 @@ class TaskDispatcher:
         if connection is not None and self._logs.is_live(pipeline_id, step) is live:
             connection.say(FollowLog(pipeline_id=pipeline_id, step=step, live=live))
 
-    async def _place_queued(self) -> bool:
-        """Bind what fits; return whether another round may find more."""
-        # Before the look: what an end frees meanwhile must not be missed.
-        self._some_wait = True
-        waiting, loads = await self._service.queue(self._settings.batch_max)
-        if not waiting:
-            self._some_wait = False
-            self._not_before_s.clear()
-            return False
+    async def _place_queued(self) -> None:
+        """Bind what fits.
+
+        What cannot be placed must not hide what can: the whole queue is looked at every sweep
+        interval, in between its head, and what follows as long as something is placed.
+        """
         now_s = self._clock.monotonic_s()
-        candidates = {c.node_id: c for c in self._nodes.candidates(loads)}
+        self._not_before_s = {
+            pipeline_id: at_s for pipeline_id, at_s in self._not_before_s.items() if at_s > now_s
+        }
+        whole = now_s >= self._whole_queue_s
+        if whole:
+            self._whole_queue_s = now_s + self._settings.sweep_interval_s
+        # An end that comes in between must not be missed.
+        self._some_wait = True
+        more, last, left = True, None, False
+        while more:
+            waiting, loads = await self._service.queue(self._settings.batch_max, last)
+            placed = await self._place(waiting, loads)
+            full = len(waiting) == self._settings.batch_max
+            more = full and (whole or placed > 0)
+            left |= placed < len(waiting) or (full and not more)
+            last = waiting[-1].position if waiting else None
+        self._some_wait = left
+
+    async def _place(self, waiting: Sequence[QueuedPipeline], loads: Mapping[str, int]) -> int:
+        """Bind which of these fit; return how many did."""
+        now_s = self._clock.monotonic_s()
+        candidates = {c.node_id: c for c in self._nodes.candidates(loads)} if waiting else {}
         chosen: list[tuple[QueuedPipeline, str]] = []
         reasons: dict[str, str] = {}
         for queued in waiting:
+            await asyncio.sleep(0)  # heartbeats come first, however many nodes there are (P14)
             if self._not_before_s.get(queued.id, 0.0) > now_s:
                 continue
             decision = place(_demand(queued), candidates.values())
@@ -173,10 +202,21 @@ class TaskDispatcher:
             chosen.append((queued, decision.node_id))
             candidates[decision.node_id] = _loaded(candidates[decision.node_id])
         if reasons:
+            await self._explain(reasons)
+        return sum(
+            await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
+        )
+
+    async def _explain(self, reasons: Mapping[str, str]) -> None:
+        try:
             await self._service.explain_waiting(reasons)
-        results = await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
-        self._some_wait = len(waiting) == self._settings.batch_max or sum(results) < len(waiting)
-        return any(results) and len(waiting) == self._settings.batch_max
+        except GameNodeError as error:
+            # Words for people: they must not hold up what can be done without the disk.
+            _log.warning(
+                "why pipelines wait was not written down: %s",
+                error,
+                extra={"event": "pipeline.waiting_unwritten"},
+            )
 
     async def _bind(self, queued: QueuedPipeline, node_id: str) -> bool:
         try:
@@ -203,15 +243,17 @@ class TaskDispatcher:
                 return
             now = self._clock.now()
             if answer.outcome is not OrderOutcome.REFUSED:
-                # Its first report comes in a moment, most of the time, and says the same. What
-                # has none by the next sweep is written down there.
+                # Its first report comes in a moment, most of the time, and says the same. Where
+                # none has come by the next sweep, that writes it down.
                 self._accepted.add(order.dispatch)
             elif answer.reason in _PASSING:
                 pipeline_id = order.dispatch.pipeline_id
                 self._not_before_s[pipeline_id] = (
                     self._clock.monotonic_s() + self._settings.refused_wait_s
                 )
-                await self._service.requeue(order.dispatch, f"node {node_id}: {answer.message}")
+                await self._service.requeue(
+                    order.dispatch, f"node {node_id}: {answer.message}", now=now
+                )
                 self._some_wait = True
             else:
                 try:
@@ -222,14 +264,16 @@ class TaskDispatcher:
         finally:
             self._sending.discard(order.dispatch)
 
-    async def _send_unacknowledged(self) -> None:
+    async def _send_unacknowledged(self, node_ids: Sequence[str]) -> None:
         """Send again what was bound while its node's stream was not open yet.
 
         Harmless where the agent has it: it answers that it is a repeat. What its journal may have
         forgotten is settled when its statement is reconciled, before the stream opens.
         """
         accepted, self._accepted = self._accepted, set()
-        bound = await self._service.unacknowledged(self._settings.batch_max)
+        if not node_ids:
+            return
+        bound = await self._service.unacknowledged(node_ids, self._settings.batch_max)
         if taken := [dispatch for _, dispatch in bound if dispatch in accepted]:
             await self._service.acknowledge(taken, now=self._clock.now())
         for node_id, dispatch in bound:
@@ -238,12 +282,12 @@ class TaskDispatcher:
             if dispatch not in self._sending and self._nodes.connection(node_id) is not None:
                 self.send(node_id, await self._service.order(dispatch))
 
-    async def _send_cancels(self) -> None:
-        for wanted in await self._service.cancelling(self._settings.batch_max):
+    async def _send_cancels(self, node_ids: Sequence[str]) -> None:
+        if not node_ids:
+            return
+        for wanted in await self._service.cancelling(node_ids, self._settings.batch_max):
             if wanted.dispatch in self._cancelling:
                 continue
-            if self._nodes.connection(wanted.node_id) is None:
-                continue  # it is told when it is back
             self._cancelling.add(wanted.dispatch)
             name = f"cancel {wanted.dispatch.pipeline_id}"
             _ = self._supervisor.start(name, self._cancel(wanted))

@@ -10,13 +10,14 @@ from gamenode.domain.access import Actor
 from gamenode.domain.args import resolve
 from gamenode.domain.command import (
     Acknowledged,
+    Closed,
+    CloseReason,
     Dispatch,
     ExecuteOrder,
     GrantedStep,
     NumberedReport,
     Statement,
     Welcome,
-    reconcile,
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError, Violation, invalid
 from gamenode.domain.event import EventFilter, EventType
@@ -27,8 +28,8 @@ from gamenode.domain.pipeline import (
     Pipeline,
     PipelineReport,
     PipelineSpec,
-    Reason,
     Report,
+    ReportOutcome,
     ReportResult,
     Status,
     StepReport,
@@ -60,6 +61,8 @@ class PipelineSettings:
 
     wait_s_max: float = 60.0
     """The longest that one request may wait for an end."""
+    reports_per_write_max: int = 250
+    """How many reports one transaction takes, so that nobody waits long behind it (P14)."""
     log_owners_max: int = 10_000
     """How many logs are remembered as rightly written to; then all are asked for anew."""
 
@@ -134,20 +137,25 @@ class PipelineManager:
     async def update_step_status(
         self, report: StepReport, *, node_id: str, session: Session | None
     ) -> ReportResult:
-        """Take a simple client's word for a step; its inline log is stored first (F3)."""
+        """Take a simple client's word for a step; its inline log is stored first (F3).
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND, STEP_NOT_FOUND.
+        """
+        await self._service.log_key(report.pipeline_id, report.step, 0)
         if report.log and report.status in (Status.COMPLETED, Status.FAILED):
             key = LogKey(
                 report.pipeline_id, report.step, max(report.attempt, 1), max(report.run, 1)
             )
             end = await self._logs.store_inline(key, node_id, report.log, now=self._clock.now())
             report = replace(report, log_length_bytes=end.length_bytes, log_hash=end.hash)
-        return (await self._take([report], node_id=node_id, session=session))[0]
+        return await self._take_one(report, node_id=node_id, session=session)
 
     async def update_status(
         self, report: PipelineReport, *, node_id: str, session: Session | None
     ) -> ReportResult:
         """Take a simple client's word for a pipeline."""
-        return (await self._take([report], node_id=node_id, session=session))[0]
+        return await self._take_one(report, node_id=node_id, session=session)
 
     async def check_log_owner(self, key: LogKey, node_id: str) -> None:
         """Check that a node may write this log: it was granted the try (P15).
@@ -173,47 +181,68 @@ class PipelineManager:
 
     async def hear(self, connection: AgentConnection, reports: Sequence[NumberedReport]) -> None:
         """Take what an agent reports on its stream, and acknowledge it once it is on disk."""
-        connection.say(await self._apply(connection, reports))
+        acknowledged = await self._apply(connection, reports)
+        if acknowledged is None:
+            connection.close(_SUPERSEDED)
+        else:
+            connection.say(acknowledged)
 
     async def reconcile(self, connection: AgentConnection, statement: Statement) -> None:
         """Agree with an agent again: its reports first, then who must end, start or is lost.
+
+        May be repeated until it went well: the agent hears nothing before everything is on disk,
+        and has nothing but what it stated until it hears.
 
         Source: RL1.
         """
         acknowledged = await self._apply(
             connection, [report for held in statement.held for report in held.reports]
         )
-        bound = await self._service.bound(connection.node_id)
-        actions = reconcile(bound, statement.held)
+        actions = None
+        if acknowledged is not None:
+            actions = await self._service.reconcile(
+                statement.held,
+                session=connection.session,
+                stream_number=connection.stream_number,
+                now=self._clock.now(),
+            )
+        if acknowledged is None or actions is None:
+            connection.close(_SUPERSEDED)
+            return
         connection.welcome(Welcome(unwanted=actions.unwanted))
         connection.say(acknowledged)
         for pipeline_id, step in self._log_manager.followed():
             if any(held.dispatch.pipeline_id == pipeline_id for held in statement.held):
                 self._dispatcher.tell_followed(connection, pipeline_id, step)
-        for dispatch in actions.lost:
-            await self._lose(connection.node_id, dispatch)
-        for dispatch in actions.resend:
-            self._dispatcher.send(connection.node_id, await self._service.order(dispatch))
-        self._dispatcher.wake()
+        self._dispatcher.wake()  # it sends what was never accepted
 
     async def _apply(
         self, connection: AgentConnection, reports: Sequence[NumberedReport]
-    ) -> Acknowledged:
-        results = await self._take(
-            [numbered.report for numbered in reports],
-            node_id=connection.node_id,
-            session=connection.session,
-        )
-        return Acknowledged(
-            results=tuple(
-                (numbered.sequence, result)
-                for numbered, result in zip(reports, results, strict=True)
+    ) -> Acknowledged | None:
+        """Take reports; None if the session is superseded."""
+        results: list[tuple[int, ReportResult]] = []
+        most = self._settings.reports_per_write_max
+        for start in range(0, len(reports), most):
+            some = reports[start : start + most]
+            taken = await self._take(
+                [numbered.report for numbered in some],
+                node_id=connection.node_id,
+                session=connection.session,
             )
-        )
+            if taken is None:
+                return None
+            results += zip((numbered.sequence for numbered in some), taken, strict=True)
+        return Acknowledged(results=tuple(results))
+
+    async def _take_one(
+        self, report: Report, *, node_id: str, session: Session | None
+    ) -> ReportResult:
+        taken = await self._take([report], node_id=node_id, session=session)
+        return taken[0] if taken is not None else ReportResult(outcome=ReportOutcome.STALE)
 
     async def _take(
         self, reports: Sequence[Report], *, node_id: str, session: Session | None
-    ) -> Sequence[ReportResult]:
+    ) -> Sequence[ReportResult] | None:
         results = await self._service.apply(
             reports, node_id=node_id, session=session, now=self._clock.now()
         )
@@ -225,14 +254,6 @@ class PipelineManager:
                     )
                 )
         return results
-
-    async def _lose(self, node_id: str, dispatch: Dispatch) -> None:
-        await self._service.fail(
-            dispatch,
-            Reason.NODE_LOST,
-            f"node {node_id} came back without it: its journal does not know this attempt",
-            now=self._clock.now(),
-        )
 
     def _prepare(self, request: NewPipeline) -> Prepared:
         spec = parse_pipeline(request.file)
@@ -271,6 +292,11 @@ class PipelineManager:
             container=step.container,
             instance_id=self._ids.new() if step.type is StepType.SERVICE else "",
         )
+
+
+_SUPERSEDED: Final = Closed(
+    reason=CloseReason.SUPERSEDED, message="a newer session or stream of the node took over"
+)
 
 
 def _check_envs(spec: PipelineSpec, request: NewPipeline) -> None:

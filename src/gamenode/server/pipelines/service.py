@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -11,7 +11,15 @@ from sqlalchemy import Connection, Row
 
 from gamenode.domain.access import Actor
 from gamenode.domain.audit import AuditEntry
-from gamenode.domain.command import BoundPipeline, Dispatch, ExecuteOrder, WantedEnd
+from gamenode.domain.command import (
+    BoundPipeline,
+    Dispatch,
+    ExecuteOrder,
+    HeldPipeline,
+    Reconciliation,
+    WantedEnd,
+    reconcile,
+)
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import EventType, NewEvent
 from gamenode.domain.log import LogKey
@@ -107,11 +115,13 @@ class GamePipelineGRPCService:
             )
         )
 
-    async def queue(self, limit: int) -> tuple[Sequence[QueuedPipeline], Mapping[str, int]]:
-        """Return what waits for a node, in order, and how loaded each node is."""
+    async def queue(
+        self, limit: int, after: tuple[int, Instant, str] | None = None
+    ) -> tuple[Sequence[QueuedPipeline], Mapping[str, int]]:
+        """Return what waits for a node behind a place in the queue; and how loaded each node is."""
 
         def read(conn: Connection) -> tuple[Sequence[QueuedPipeline], Mapping[str, int]]:
-            waiting = store.queued(conn, limit)
+            waiting = store.queued(conn, limit, after)
             return waiting, store.loads(conn) if waiting else {}
 
         return await self._db.read(read)
@@ -120,30 +130,22 @@ class GamePipelineGRPCService:
         """Return how many pipelines are bound to each node and have not ended."""
         return await self._db.read(store.loads)
 
-    async def unacknowledged(self, limit: int) -> Sequence[tuple[str, Dispatch]]:
-        """Return what was bound to a node that has not said that it took it: (node, dispatch)."""
-        return await self._db.read(lambda conn: store.unacknowledged(conn, limit))
+    async def owed_nodes(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the nodes that have not said that they took a dispatch, or know of a wanted end.
 
-    async def cancelling(self, limit: int) -> Sequence[WantedEnd]:
-        """Return whose end is wanted, while its node has not said that it knows."""
-        return await self._db.read(lambda conn: store.cancelling(conn, limit))
+        What is owed to those that are away must not hide what is owed to the others.
+        """
+        return await self._db.read(store.owed_nodes)
 
-    async def bound(self, node_id: str) -> Sequence[BoundPipeline]:
-        """Return what is bound to a node and has not ended, as reconciliation needs it (RL3)."""
+    async def unacknowledged(
+        self, node_ids: Collection[str], limit: int
+    ) -> Sequence[tuple[str, Dispatch]]:
+        """Return what was bound to these nodes and they have not said that they took it."""
+        return await self._db.read(lambda conn: store.unacknowledged(conn, node_ids, limit))
 
-        def read(conn: Connection) -> Sequence[BoundPipeline]:
-            continuity_epoch = nodes.continuity_epoch(conn, node_id)
-            return [
-                BoundPipeline(
-                    dispatch=row.dispatch,
-                    status=row.status,
-                    acknowledged=row.acknowledged,
-                    resendable=row.session_epoch >= continuity_epoch,
-                )
-                for row in store.bound(conn, node_id)
-            ]
-
-        return await self._db.read(read)
+    async def cancelling(self, node_ids: Collection[str], limit: int) -> Sequence[WantedEnd]:
+        """Return whose end is wanted on these nodes, while they have not said that they know."""
+        return await self._db.read(lambda conn: store.cancelling(conn, node_ids, limit))
 
     async def is_granted(self, key: LogKey, node_id: str) -> bool:
         """Return whether a node was granted this try."""
@@ -304,17 +306,27 @@ class GamePipelineGRPCService:
 
         await self._db.write(record)
 
-    async def requeue(self, dispatch: Dispatch, waiting: str) -> None:
-        """Let a pipeline that its node refused for now wait again."""
-        await self._db.write(lambda conn: store.unbind(conn, dispatch, waiting))
+    async def requeue(self, dispatch: Dispatch, waiting: str, *, now: Instant) -> None:
+        """Let a pipeline that its node refused for now wait again; end it if that is wanted."""
+
+        def record(conn: Connection) -> None:
+            row = store.lock(conn, dispatch.pipeline_id)
+            if row is None or row.attempt != dispatch.attempt:
+                return
+            if row.cancel_requested_at is not None:
+                _end_refused(conn, row, Reason.REFUSED, waiting, now)
+            else:
+                store.unbind(conn, dispatch, waiting)
+
+        await self._db.write(record)
 
     async def fail(self, dispatch: Dispatch, reason: Reason, message: str, *, now: Instant) -> None:
-        """End a dispatch that its node refused for good, or does not hold and never will."""
+        """End a dispatch that its node refused for good."""
 
         def record(conn: Connection) -> None:
             row = store.lock(conn, dispatch.pipeline_id)
             if row is not None and row.attempt == dispatch.attempt:
-                _end(conn, row, Status.FAILED, reason, message, now)
+                _end_refused(conn, row, reason, message, now)
 
         await self._db.write(record)
 
@@ -375,7 +387,7 @@ class GamePipelineGRPCService:
             for pipeline in bound:
                 row = store.lock(conn, pipeline.dispatch.pipeline_id)
                 assert row is not None
-                _end(conn, row, Status.FAILED, Reason.NODE_LOST, "its node was removed", now)
+                _end_refused(conn, row, Reason.NODE_LOST, "its node was removed", now)
             nodes.remove_node(conn, node_id, by=by, reason=reason, now=now)
 
         await self._db.write(record)
@@ -387,17 +399,60 @@ class GamePipelineGRPCService:
         node_id: str,
         session: Session | None,
         now: Instant,
-    ) -> Sequence[ReportResult]:
+    ) -> Sequence[ReportResult] | None:
         """Take a node's word for its pipelines and steps, in order; each is judged and guarded.
 
-        A superseded session (or None) changes nothing (P3); nor does a report of an attempt that
-        does not count any more, or about something that has ended (P4).
+        None from a superseded session (or no session): it changes nothing, and what it reported
+        will come again from the session that continues it (P3). Nor does a report change anything
+        that is of an attempt that does not count any more, or about something that has ended (P4).
         """
 
-        def record(conn: Connection) -> Sequence[ReportResult]:
+        def record(conn: Connection) -> Sequence[ReportResult] | None:
             if session is None or not nodes.session_is_newest(conn, node_id, session.epoch):
-                return [_STALE] * len(reports)
-            return [_apply_one(conn, report, node_id, now) for report in reports]
+                return None
+            simple = nodes.is_simple(conn, node_id)
+            return [_apply_one(conn, report, node_id, now, simple=simple) for report in reports]
+
+        return await self._db.write(record)
+
+    async def reconcile(
+        self,
+        held: Sequence[HeldPipeline],
+        *,
+        session: Session,
+        stream_number: int,
+        now: Instant,
+    ) -> Reconciliation | None:
+        """Let a stream act for its node: agree on what its agent holds, and end what is lost.
+
+        The reports of the statement are applied before. None from a session or stream that a newer
+        one has overtaken: what it states is not how things are. All in one transaction, so that
+        nothing is judged by a statement that is older than its binding (RL1, RL2, RL3).
+        """
+
+        def record(conn: Connection) -> Reconciliation | None:
+            node_id = session.node_id
+            if not nodes.use_stream(conn, session, stream_number):
+                return None
+            continuity_epoch = nodes.continuity_epoch(conn, node_id)
+            bound = [
+                BoundPipeline(
+                    dispatch=row.dispatch,
+                    status=row.status,
+                    acknowledged=row.acknowledged,
+                    resendable=row.session_epoch >= continuity_epoch,
+                )
+                for row in store.bound(conn, node_id)
+            ]
+            actions = reconcile(bound, held)
+            for dispatch in actions.lost:
+                row = store.lock(conn, dispatch.pipeline_id)
+                assert row is not None
+                message = (
+                    f"node {node_id} came back without it: its journal does not know this attempt"
+                )
+                _end_refused(conn, row, Reason.NODE_LOST, message, now)
+            return actions
 
         return await self._db.write(record)
 
@@ -414,13 +469,21 @@ def not_found(pipeline_id: str) -> GameNodeError:
 # Reports
 
 
-def _apply_one(conn: Connection, report: Report, node_id: str, now: Instant) -> ReportResult:
+def _apply_one(
+    conn: Connection, report: Report, node_id: str, now: Instant, *, simple: bool
+) -> ReportResult:
+    unwanted = ReportResult(outcome=ReportOutcome.STALE, stop=not report.status.terminal)
     row = store.lock(conn, report.pipeline_id)
     if row is None or row.node_id != node_id:
-        return ReportResult(outcome=ReportOutcome.STALE, stop=not report.status.terminal)
-    named = report.pipeline_attempt if isinstance(report, StepReport) else report.attempt
+        return unwanted
+    if isinstance(report, StepReport):
+        named, unnamed = report.pipeline_attempt, 0 in (report.pipeline_attempt, report.attempt)
+    else:
+        named, unnamed = report.attempt, not report.attempt
+    if unnamed and not simple:
+        return _STALE  # only a node that registered without the fences may leave them out (RL4)
     if named and named != row.attempt:
-        return ReportResult(outcome=ReportOutcome.STALE, stop=not report.status.terminal)
+        return unwanted
     match report:
         case StepReport():
             return _apply_step(conn, row, report, now)
@@ -433,18 +496,16 @@ def _apply_step(
 ) -> ReportResult:
     row = store.step_row(conn, report.pipeline_id, report.step)
     if row is None:
-        raise GameNodeError(
-            ErrorCode.STEP_NOT_FOUND, f"pipeline {report.pipeline_id} has no step {report.step}"
-        )
+        return _STALE  # one odd report must not hold up what else its node has to say
     step = store.step(row)
     result = judge_step(step, report, range(row.granted_from, row.granted_to + 1))
     _note_log_end(conn, row, report, pipeline.node_id, now)
+    status = Status(pipeline.status)
+    if status.terminal and result.outcome is not ReportOutcome.REPEATED:
+        # A forced end does not wait for the node's word; its late word changes nothing (P4).
+        return ReportResult(outcome=ReportOutcome.STALE, stop=not report.status.terminal)
     if result.outcome is not ReportOutcome.APPLIED:
         return result
-    status = Status(pipeline.status)
-    if status.terminal:
-        # A forced end does not wait for the node's word; its late word changes nothing (P4).
-        return ReportResult(outcome=ReportOutcome.STALE, stop=report.status is Status.RUNNING)
     skipped = report.reason is Reason.SKIPPED
     values = {
         "status": report.status,
@@ -568,6 +629,16 @@ def _end(
             message=message or reason,
             data={"name": row.name, "reason": reason},
         )
+
+
+def _end_refused(
+    conn: Connection, row: Row[Any], reason: Reason, message: str, now: Instant
+) -> None:
+    """End a dispatch that nothing runs of: as its user wanted, if its end was wanted (F4)."""
+    if row.cancel_requested_at is not None:
+        _end(conn, row, Status.CANCELLED, Reason.CANCELLED_BY_USER, row.cancel_reason, now)
+    else:
+        _end(conn, row, Status.FAILED, reason, message, now)
 
 
 def _want_cancel(

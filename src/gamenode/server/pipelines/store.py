@@ -6,7 +6,7 @@ as running it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -149,7 +149,10 @@ def newest(
         query = query.where(_pipelines.node_id == node)
     if q:
         query = query.where(
-            or_(_pipelines.name.contains(q, autoescape=True), _pipelines.id.startswith(q))
+            or_(
+                _pipelines.name.contains(q, autoescape=True),
+                _pipelines.id.contains(q, autoescape=True),
+            )
         )
     if before is not None:
         at, last_id = before
@@ -171,16 +174,46 @@ _QUEUED: Final = (
         _pipelines.selector,
         _pipelines.envs_needed,
         _pipelines.waiting,
+        _pipelines.priority,
+        _pipelines.created_at,
     )
     .where(_is(_pipelines.status, Status.PENDING), _pipelines.node_id == _NOWHERE)
-    .order_by(_pipelines.priority.desc(), _pipelines.created_at)
+    .order_by(_pipelines.priority.desc(), _pipelines.created_at, _pipelines.id)
     .limit(_LIMIT)
+)
+_QUEUED_BEHIND: Final = _QUEUED.where(
+    or_(
+        _pipelines.priority < bindparam("of_priority"),
+        and_(
+            _pipelines.priority == bindparam("of_priority"),
+            _pipelines.created_at > bindparam("of_created_at"),
+        ),
+        and_(
+            _pipelines.priority == bindparam("of_priority"),
+            _pipelines.created_at == bindparam("of_created_at"),
+            _pipelines.id > _PIPELINE,
+        ),
+    )
 )
 
 
-def queued(conn: Connection, limit: int) -> list[QueuedPipeline]:
-    """Return what waits for a node: higher priority first, then older."""
-    rows = conn.execute(_QUEUED, {"limit_to": limit})
+def queued(
+    conn: Connection, limit: int, after: tuple[int, Instant, str] | None
+) -> list[QueuedPipeline]:
+    """Return what waits for a node behind `after`: higher priority first, then older."""
+    if after is None:
+        rows = conn.execute(_QUEUED, {"limit_to": limit})
+    else:
+        priority, created_at, pipeline_id = after
+        rows = conn.execute(
+            _QUEUED_BEHIND,
+            {
+                "limit_to": limit,
+                "of_priority": priority,
+                "of_created_at": created_at,
+                "of_pipeline": pipeline_id,
+            },
+        )
     return [
         QueuedPipeline(
             id=row.id,
@@ -188,6 +221,7 @@ def queued(conn: Connection, limit: int) -> list[QueuedPipeline]:
             selector=row.selector,
             envs_needed=frozenset(row.envs_needed),
             waiting=row.waiting,
+            position=(row.priority, row.created_at, row.id),
         )
         for row in rows
     ]
@@ -233,43 +267,55 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
     ]
 
 
-_UNACKNOWLEDGED: Final = (
-    select(_pipelines.id, _pipelines.attempt, _pipelines.node_id)
-    .where(
-        _pipelines.node_id != _NOWHERE,
-        _is(_pipelines.status, Status.PENDING),
-        _pipelines.acknowledged_at.is_(None),
-    )
-    .limit(_LIMIT)
+_UNACKNOWLEDGED: Final = and_(
+    _pipelines.node_id != _NOWHERE,
+    _is(_pipelines.status, Status.PENDING),
+    _pipelines.acknowledged_at.is_(None),
+)
+_CANCELLING: Final = and_(
+    _pipelines.cancel_requested_at.is_not(None),
+    _pipelines.cancel_acknowledged_at.is_(None),
+    _pipelines.node_id != _NOWHERE,
 )
 
 
-def unacknowledged(conn: Connection, limit: int) -> list[tuple[str, Dispatch]]:
-    """Return what was bound to a node that has not said that it took it: (node, dispatch)."""
-    rows = conn.execute(_UNACKNOWLEDGED, {"limit_to": limit})
+_OWED: Final = tuple(
+    select(_pipelines.node_id).where(condition).distinct()
+    for condition in (_UNACKNOWLEDGED, _CANCELLING)
+)
+
+
+def owed_nodes(conn: Connection) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the nodes that have not said that they took a dispatch, or know of a wanted end."""
+    unacknowledged_by, cancelling_on = (frozenset(conn.scalars(query)) for query in _OWED)
+    return unacknowledged_by, cancelling_on
+
+
+def unacknowledged(
+    conn: Connection, node_ids: Collection[str], limit: int
+) -> list[tuple[str, Dispatch]]:
+    """Return what was bound to these nodes and they have not said that they took it."""
+    rows = conn.execute(
+        select(_pipelines.id, _pipelines.attempt, _pipelines.node_id)
+        .where(_UNACKNOWLEDGED, _pipelines.node_id.in_(node_ids))
+        .limit(limit)
+    )
     return [(row.node_id, Dispatch(row.id, row.attempt)) for row in rows]
 
 
-_CANCELLING: Final = (
-    select(
-        _pipelines.id,
-        _pipelines.attempt,
-        _pipelines.node_id,
-        _pipelines.status,
-        _pipelines.cancel_reason,
+def cancelling(conn: Connection, node_ids: Collection[str], limit: int) -> list[WantedEnd]:
+    """Return whose end is wanted on these nodes, while they have not said that they know."""
+    rows = conn.execute(
+        select(
+            _pipelines.id,
+            _pipelines.attempt,
+            _pipelines.node_id,
+            _pipelines.status,
+            _pipelines.cancel_reason,
+        )
+        .where(_CANCELLING, _pipelines.node_id.in_(node_ids))
+        .limit(limit)
     )
-    .where(
-        _pipelines.cancel_requested_at.is_not(None),
-        _pipelines.cancel_acknowledged_at.is_(None),
-        _pipelines.node_id != _NOWHERE,
-    )
-    .limit(_LIMIT)
-)
-
-
-def cancelling(conn: Connection, limit: int) -> list[WantedEnd]:
-    """Return whose end is wanted, while its node has not said that it knows."""
-    rows = conn.execute(_CANCELLING, {"limit_to": limit})
     return [
         WantedEnd(
             dispatch=Dispatch(row.id, row.attempt),
@@ -299,7 +345,15 @@ def is_granted(conn: Connection, key: LogKey, node_id: str) -> bool:
     )
 
 
-_DECIDING: Final = ("id", "name", "status", "node_id", "attempt", "cancel_requested_at")
+_DECIDING: Final = (
+    "id",
+    "name",
+    "status",
+    "node_id",
+    "attempt",
+    "cancel_requested_at",
+    "cancel_reason",
+)
 _LOCK: Final = (
     select(*(_pipelines[name] for name in _DECIDING))
     .where(_pipelines.id == _PIPELINE)

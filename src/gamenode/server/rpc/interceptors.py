@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn, cast
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from protovalidate import Validator, Violation
@@ -72,21 +72,22 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(f"/{_SERVICE}/"):
             return handler
         role = self._roles[method]
+        read = _reading(cast("Any", handler.request_deserializer))
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 self._stream(cast("Any", handler.stream_stream), role),
-                handler.request_deserializer,
+                read,
                 handler.response_serializer,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._unary_stream(cast("Any", handler.unary_stream), role),
-                handler.request_deserializer,
+                read,
                 handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
             self._unary(cast("Any", handler.unary_unary), role),
-            handler.request_deserializer,
+            read,
             handler.response_serializer,
         )
 
@@ -99,11 +100,16 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
             )
         _caller.set(actor)
 
+    def _check(self, request: Message | GameNodeError) -> None:
+        if isinstance(request, GameNodeError):
+            raise request
+        check_message(self._validator, request)
+
     def _unary(self, call: Callable[..., Awaitable[Any]], role: Role) -> Callable[..., Any]:
         async def guarded(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
                 self._admit(context, role)
-                check_message(self._validator, request)
+                self._check(request)
                 return await call(request, context)
             except Exception as error:  # noqa: BLE001 - the edge translates all
                 await self._refuse(context, error)
@@ -118,7 +124,7 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         ) -> AsyncIterator[Any]:
             try:
                 self._admit(context, role)
-                check_message(self._validator, request)
+                self._check(request)
                 async for response in call(request, context):
                     yield response
             except Exception as error:  # noqa: BLE001 - the edge translates all
@@ -132,7 +138,7 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         ) -> None:
             async def checked() -> AsyncIterator[Message]:
                 async for request in requests:
-                    check_message(self._validator, request)
+                    self._check(request)
                     yield request
 
             try:
@@ -162,6 +168,21 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         status = rpc_status.to_status(_status_of(error))
         context.set_trailing_metadata(status.trailing_metadata)
         await context.abort(status.code, status.details)
+
+
+def _reading(read: Callable[[bytes], Message]) -> Callable[[bytes], Message | GameNodeError]:
+    """Return `read`, with the refusal in place of a message that is none.
+
+    The library would answer UNKNOWN to what a deserializer raises.
+    """
+
+    def read_or_refuse(data: bytes) -> Message | GameNodeError:
+        try:
+            return read(data)
+        except DecodeError as error:
+            return GameNodeError(ErrorCode.INVALID_REQUEST, f"the message cannot be read: {error}")
+
+    return read_or_refuse
 
 
 def calling_actor() -> Actor:

@@ -39,8 +39,6 @@ class RpcSettings:
 
     message_bytes_max: int = 4 * 1024 * 1024
     inventory_interval_s: float = 24 * 3600.0
-    required_stop_s: float = 5.0
-    """How long calls may take to end when the server stops."""
 
 
 class GameNodeServer(pb_grpc.GameNodeServiceServicer):

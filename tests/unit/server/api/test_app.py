@@ -327,6 +327,11 @@ async def test_the_version_is_told() -> None:
 
 INTERFACE = {
     "GET /api/v1/nodes",
+    "PUT /api/v1/nodes/{node}/state",
+    "POST /api/v1/nodes:state",
+    "GET /api/v1/nodes/{node}/state-changes",
+    "PATCH /api/v1/nodes/{node}",
+    "DELETE /api/v1/nodes/{node}",
     "GET /api/v1/nodes/{node}",
     "POST /api/v1/pipelines",
     "POST /api/v1/pipelines:validate",
