@@ -189,7 +189,7 @@ class ControlPlane:
             clock=clock,
         )
         self.nodes.on_change(self.dispatcher.wake)
-        self.feed.on_events(lambda _: self.dispatcher.wake())
+        self.feed.on_events(self.dispatcher.hear)
         self.streams: set[asyncio.Task[None]] = set()
         self._supervisor = Supervisor()
 

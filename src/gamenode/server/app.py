@@ -24,7 +24,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from gamenode.domain.command import Closed, CloseReason
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.event import Event, EventType
 from gamenode.lib.clock import Clock, after
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import Supervisor
@@ -59,15 +58,6 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 
 _log = logging.getLogger(__name__)
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
-_WAKES_DISPATCH: Final = frozenset(
-    {
-        EventType.PIPELINE_CREATED,
-        EventType.PIPELINE_CANCEL_REQUESTED,
-        EventType.PIPELINE_CANCELLED,
-        EventType.PIPELINE_COMPLETED,
-        EventType.PIPELINE_FAILED,
-    }
-)
 _PURGE_INTERVAL_S: Final = 3600.0
 
 
@@ -147,7 +137,7 @@ class Server:
         )
         self._metrics = MetricService(self._database, clock=clock, settings=settings.metrics)
         self._nodes.on_change(self._dispatcher.wake)
-        self._feed.on_events(self._happened)
+        self._feed.on_events(self._dispatcher.hear)
         self._supervisor = Supervisor()
         self._ready = False
         self._health = HealthServicer()
@@ -309,10 +299,6 @@ class Server:
             [_SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME], server
         )
         return server
-
-    def _happened(self, happened: Sequence[Event]) -> None:
-        if any(event.type in _WAKES_DISPATCH for event in happened):
-            self._dispatcher.wake()
 
     def _follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
         self._dispatcher.follow_log(pipeline_id, step, live=live)
