@@ -347,9 +347,10 @@ class _Http(uvicorn.Server):
 def _api_settings(settings: ServerSettings) -> ApiSettings:
     host, _ = split_address(settings.server.http)
     hosts = settings.api.hosts
-    if settings.access.auth is AuthMode.TOKENS:
-        # A page that made its own name point here can send no token, so names prove nothing more.
-        hosts |= {ANY_HOST}
+    if not hosts and not is_loopback(host):
+        # Nobody told by what names others reach it. A page that made its own name point here has
+        # no token to send, and here everybody needs one.
+        hosts = frozenset({ANY_HOST})
     return replace(settings.api, bound_host=host, hosts=hosts)
 
 
