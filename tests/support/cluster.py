@@ -156,6 +156,8 @@ class Cluster:
         self.folder = folder.resolve()
         self.http, self.grpc = (f"127.0.0.1:{port}" for port in _free_ports(2))
         self.started: list[Started] = []
+        self.token = ""
+        """The administrator's, once a server has made one."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("GAMENODE_")}
         self._env = {
             **kept,
@@ -165,11 +167,20 @@ class Cluster:
             **{f"GAMENODE_{name}": value for name, value in settings.items()},
         }
 
+    @property
+    def bearer(self) -> str:
+        """The administrator's credentials."""
+        return f"Bearer {self.token}"
+
     # Programs
 
     def start(self, *arguments: str, name: str, **settings: str) -> Started:
         """Start a program and do not wait for anything."""
-        env = {**self._env, **{f"GAMENODE_{key}": value for key, value in settings.items()}}
+        env = {
+            **self._env,
+            "GAMENODE_TOKEN": self.token,
+            **{f"GAMENODE_{key}": value for key, value in settings.items()},
+        }
         number = len(self.started) + 1
         started = Started(f"{number:03}-{name}", arguments, self.folder, env)
         self.started.append(started)
@@ -184,6 +195,8 @@ class Cluster:
             **settings,
         )
         self.until_ready(server)
+        first_token = self.folder / "server" / "admin-token"
+        self.token = first_token.read_text().strip() if first_token.exists() else ""
         return server
 
     def agent(self, node: str = "n1", *arguments: str, **settings: str) -> Started:
@@ -259,7 +272,8 @@ class Cluster:
         content = body if isinstance(body, bytes) else None
         if body is not None and content is None:
             content = json.dumps(body).encode()
-        sent = {"content-type": "application/json", **(headers or {})}
+        credentials = {"authorization": self.bearer} if self.token else {}
+        sent = {"content-type": "application/json", **credentials, **(headers or {})}
         connection = http.client.HTTPConnection(self.http, timeout=within_s)
         try:
             connection.request(method, path, body=content, headers=sent)

@@ -14,8 +14,8 @@ from threading import Thread
 from typing import Any, Final, TypeVar
 
 from gamenode.agent.inventory import cpu, disk, gpu, memory, network, runtimes, system
-from gamenode.agent.inventory.addresses import ask_addresses
-from gamenode.agent.inventory.programs import FOLDERS, runner
+from gamenode.agent.inventory.addresses import Address, ask_addresses
+from gamenode.agent.inventory.programs import Run, folders, runner
 from gamenode.domain.inventory import (
     Collection,
     CollectionFailure,
@@ -55,39 +55,65 @@ class Part:
     """Returns, cheaply, a value that differs when `collect` may return another one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Where a host says what it is made of."""
+
+    root: Path
+    run: Run
+    folders: str
+    """Where its programs lie, separated like `PATH`."""
+    engine: runtimes.Engine
+    engine_socket: Path
+    addresses: Callable[[], Iterable[Address]]
+    nvidia: Callable[[], gpu.Seen | None]
+    machine: str
+    """The architecture that programs are made for there."""
+
+
 def host_parts(settings: CollectorSettings, *, engine_socket: Path) -> tuple[Part, ...]:
-    """Return the parts of this very host."""
-    root = Path("/")
-    run = runner(settings.program_timeout_s)
-    engine = runtimes.engine_at(engine_socket, settings.program_timeout_s)
-    read_memory = partial(_memory, root)
-    read_disks = partial(_disks, root)
-    read_network = partial(_network, root)
-    read_system = partial(_system, root)
+    """Return the parts of the host that this program runs on."""
+    return parts_of(
+        Host(
+            root=Path("/"),
+            run=runner(settings.program_timeout_s),
+            folders=folders(),
+            engine=runtimes.engine_at(engine_socket, settings.program_timeout_s),
+            engine_socket=engine_socket,
+            addresses=ask_addresses,
+            nvidia=_nvidia,
+            machine=os.uname().machine,
+        )
+    )
+
+
+def parts_of(host: Host) -> tuple[Part, ...]:
+    """Return the parts of a host; those that only read files are their own cheap sources."""
+    root = host.root
+    memory_, disk_ = partial(_memory, root), partial(_disks, root)
+    network_, system_ = partial(_network, host), partial(_system, host)
     return (
-        Part(
-            name="cpu",
-            collect=lambda: Inventory(hardware=Hardware(cpu=cpu.collect(root, run))),
-            glance=lambda: cpu.glance(root),
-        ),
-        Part(name="memory", collect=read_memory, glance=read_memory),
-        Part(name="gpu", collect=lambda: _gpus(root), glance=lambda: gpu.glance(root)),
-        Part(name="disk", collect=read_disks, glance=read_disks),
-        Part(name="system", collect=read_system, glance=read_system),
+        Part(name="cpu", collect=partial(_cpus, host), glance=partial(cpu.glance, root)),
+        Part(name="memory", collect=memory_, glance=memory_),
+        Part(name="gpu", collect=partial(_gpus, host), glance=partial(gpu.glance, root)),
+        Part(name="disk", collect=disk_, glance=disk_),
+        Part(name="system", collect=system_, glance=system_),
         Part(
             name="runtimes",
-            collect=lambda: Inventory(software=Software(runtimes=runtimes.collect(run, engine))),
-            glance=lambda: runtimes.glance(FOLDERS, engine_socket),
+            collect=partial(_runtimes, host),
+            glance=partial(runtimes.glance, host.folders, host.engine_socket),
         ),
-        Part(name="network", collect=read_network, glance=read_network),
+        Part(name="network", collect=network_, glance=network_),
     )
 
 
 class Collector:
     """Collects an inventory, again and again, and never waits longer than a part may take.
 
-    Each part has a thread of its own while it works, and at most one: a part that hangs (a driver
-    that does not come back) is not asked again before it has come back, and costs nothing more.
+    Each part has a thread of its own while it is collected, and while it is glanced at. A part that
+    hangs (a driver that does not come back) is not asked again before it has come back, so it costs
+    these two threads and no more. What comes too late for one collection is taken by the next:
+    NVIDIA's driver, where it is not told to stay awake, needs seconds to wake its cards.
     """
 
     def __init__(self, parts: Iterable[Part], *, clock: Clock, settings: CollectorSettings) -> None:
@@ -95,8 +121,12 @@ class Collector:
         self._parts = tuple(parts)
         self._clock = clock
         self._settings = settings
-        self._working: dict[str, asyncio.Future[Any]] = {}
+        self._looks: dict[str, asyncio.Future[tuple[object, Inventory]]] = {}
+        """Parts that are being collected."""
+        self._glancing: dict[str, asyncio.Future[object]] = {}
+        """Parts that are being glanced at."""
         self._glances: dict[str, object] = {}
+        """What was glanced just before each part was collected last."""
         self._last = Inventory()
         self._turn = asyncio.Lock()
 
@@ -138,7 +168,9 @@ class Collector:
         self._glances.pop(part.name, None)
         try:
             # The glance first: what changes in between is seen at the next one.
-            glance, inventory = await self._ask(part, lambda: (part.glance(), part.collect()))
+            glance, inventory = await self._ask(
+                self._looks, part.name, lambda: (part.glance(), part.collect())
+            )
         except Exception as error:  # noqa: BLE001 - a part costs itself alone, whatever it does
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             return CollectionFailure(part=part.name, reason=reason[:_REASON_CHARACTERS_MAX])
@@ -146,19 +178,19 @@ class Collector:
         return inventory
 
     async def _differs(self, part: Part) -> bool:
+        if part.name not in self._glances:
+            return True
         try:
-            return part.name not in self._glances or (
-                await self._ask(part, part.glance) != self._glances[part.name]
-            )
+            glance = await self._ask(self._glancing, part.name, part.glance)
         except Exception:  # noqa: BLE001 - as above; collecting will say what is wrong
             return True
+        return glance != self._glances[part.name]
 
-    async def _ask(self, part: Part, work: Callable[[], _Result]) -> _Result:
-        busy = self._working.get(part.name)
-        if busy is not None and not busy.done():
-            raise TimeoutError("it still hangs since it was asked before")
-        answer = _in_thread(f"inventory {part.name}", work)
-        self._working[part.name] = answer
+    async def _ask(
+        self, asked: dict[str, asyncio.Future[_Result]], name: str, work: Callable[[], _Result]
+    ) -> _Result:
+        """Return what `work` returns, or what it returned since it was too late the last time."""
+        answer = asked.pop(name, None) or _in_thread(f"inventory {name}", work)
         try:
             async with asyncio.timeout(self._settings.part_timeout_s):
                 return await asyncio.shield(answer)
@@ -167,6 +199,9 @@ class Collector:
                 raise  # its own
             message = f"no answer in {self._settings.part_timeout_s:g} s"
             raise TimeoutError(message) from error
+        finally:
+            if not answer.done():
+                asked[name] = answer
 
 
 def _in_thread(name: str, work: Callable[[], _Result]) -> asyncio.Future[_Result]:
@@ -202,12 +237,16 @@ def _taken(answer: asyncio.Future[Any]) -> None:
         _ = answer.exception()
 
 
+def _cpus(host: Host) -> Inventory:
+    return Inventory(hardware=Hardware(cpu=cpu.collect(host.root, host.run, host.machine)))
+
+
 def _memory(root: Path) -> Inventory:
     return Inventory(hardware=Hardware(memory=memory.collect(root)))
 
 
-def _gpus(root: Path) -> Inventory:
-    gpus, driver = gpu.collect(root, _nvidia)
+def _gpus(host: Host) -> Inventory:
+    gpus, driver = gpu.collect(host.root, host.nvidia)
     return Inventory(hardware=Hardware(gpu=gpus), software=Software(gpu_driver=driver))
 
 
@@ -221,10 +260,14 @@ def _disks(root: Path) -> Inventory:
     return Inventory(hardware=Hardware(disk=disk.collect(root)))
 
 
-def _network(root: Path) -> Inventory:
-    return Inventory(network=network.collect(root, ask_addresses))
+def _network(host: Host) -> Inventory:
+    return Inventory(network=network.collect(host.root, host.addresses))
 
 
-def _system(root: Path) -> Inventory:
-    operating_system, kernel = system.collect(root, os.uname().machine)
+def _system(host: Host) -> Inventory:
+    operating_system, kernel = system.collect(host.root, host.machine)
     return Inventory(software=Software(os=operating_system, kernel=kernel))
+
+
+def _runtimes(host: Host) -> Inventory:
+    return Inventory(software=Software(runtimes=runtimes.collect(host.run, host.engine)))

@@ -17,8 +17,8 @@ _KIBIBYTE: Final = 1024
 _UNITS: Final = {"": 1, "K": _KIBIBYTE, "M": _KIBIBYTE**2, "G": _KIBIBYTE**3}
 
 
-def collect(root: Path, run: Run) -> tuple[Cpu, ...]:
-    """Return one entry a socket.
+def collect(root: Path, run: Run, machine: str) -> tuple[Cpu, ...]:
+    """Return one entry a socket; `machine` is the architecture that programs here are made for.
 
     Which threads, cores and caches there are is the kernel's word; `lscpu` is asked for what it
     alone knows: the names of ARM processors, and counts where a kernel shows no topology.
@@ -28,12 +28,7 @@ def collect(root: Path, run: Run) -> tuple[Cpu, ...]:
     """
     described = _lscpu(run)
     model = " + ".join(dict.fromkeys(described.get("Model name", ()))) or _model(root)
-    architecture = (
-        _first(described, "Architecture")
-        or text(root / "proc/sys/kernel/arch")
-        or (run("uname", "-m") or "").strip()
-        or None
-    )
+    architecture = _first(described, "Architecture") or machine or None
     sockets = _sockets(root)
     if not sockets:
         return _counted(described, model, architecture)
@@ -167,7 +162,7 @@ def _count(described: Mapping[str, Sequence[str]], name: str) -> int | None:
 
 def _megahertz(value: str | None) -> float | None:
     try:
-        return round(float(value or "")) * 1e6
+        return float(value or "") * 1e6
     except ValueError:
         return None
 

@@ -7,9 +7,7 @@ from collections.abc import Collection
 from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
 
-from gamenode.domain.access import Actor, ActorKind, Role
 from gamenode.domain.errors import ErrorCode, GameNodeError
 
 ANY_HOST: Final = "*"
@@ -56,12 +54,6 @@ class Guard:
             return ipaddress.ip_address(name).is_loopback
         except ValueError:
             return False
-
-
-def local_admin(request: Request) -> Actor:
-    """Return whoever reached a server that listens on loopback alone, an administrator."""
-    source = f"{request.client.host}:{request.client.port}" if request.client else ""
-    return Actor(kind=ActorKind.LOCAL, name="local", role=Role.ADMIN, source=source)
 
 
 def _is_own_origin(headers: Headers) -> bool:

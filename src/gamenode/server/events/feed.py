@@ -17,6 +17,7 @@ from gamenode.domain.event import Event, EventFilter, NewEvent
 from gamenode.lib.tasks import Supervisor, Wake, every
 from gamenode.server.db.database import Database
 from gamenode.server.events import audit, store
+from gamenode.server.events.audit import AuditHead
 
 _log = logging.getLogger(__name__)
 _ALL: Final = EventFilter()
@@ -42,7 +43,7 @@ class EventFeedSettings:
 @dataclass(frozen=True, slots=True)
 class _Committed:
     events: Sequence[Event]
-    audit_head: str
+    audit_head: AuditHead | None
 
 
 class Watch:
@@ -76,6 +77,7 @@ class EventFeed:
         self._database = database
         self._settings = settings
         self._audit_key = audit_key
+        self._audit_head: AuditHead | None = None
         self._head = 0
         self._seen = 0  # everything up to here was announced
         self._announced: set[int] = set()  # and these beyond it
@@ -89,6 +91,7 @@ class EventFeed:
     async def start(self) -> None:
         """Learn the head, and look for commits that nobody announces from now on."""
         self._head = self._seen = await self._database.read(store.head)
+        self._audit_head = await self._database.read(audit.head)
         self._supervisor.keep(
             "events.poll", lambda: every(self._settings.poll_s, self._announce_missed)
         )
@@ -105,6 +108,11 @@ class EventFeed:
         """Whether nothing more is told: the server is stopping."""
         return self._closed
 
+    @property
+    def audit_head(self) -> AuditHead | None:
+        """The end of the audit log, as this server saw it last."""
+        return self._audit_head
+
     def on_events(self, listener: Callable[[Sequence[Event]], None]) -> None:
         """Call `listener` on the event loop with the events of each commit, once each."""
         self._listeners.append(listener)
@@ -120,7 +128,7 @@ class EventFeed:
 
         def read(conn: Connection) -> Sequence[Event]:
             first = store.oldest(conn) if after is None else after
-            return store.read_after(conn, first, filter=wanted, limit=limit)
+            return store.read_after(conn, first, wanted=wanted, limit=limit)
 
         return await self._database.read(read)
 
@@ -171,16 +179,22 @@ class EventFeed:
         if len(happened) + len(entries) != len(collected):
             raise TypeError("neither an event nor an audit entry was collected")
         if not collected:
-            return _Committed((), "")
+            return _Committed((), None)
         self._database.lock_commits(conn)
-        head = audit.link_all(conn, entries, key=self._audit_key) if entries else ""
+        head = (
+            audit.link_all(conn, entries, key=self._audit_key, known=self._audit_head)
+            if entries
+            else None
+        )
         return _Committed(store.insert_all(conn, happened), head)
 
     def after_commit(self, outcome: object) -> None:
         """Wake who waits for these events, and log the audit log's head, so that a cut shows."""
         assert isinstance(outcome, _Committed)
-        if outcome.audit_head:
-            _log.info("audit log grew", extra={"event": "audit.head", "head": outcome.audit_head})
+        if outcome.audit_head is not None:
+            self._audit_head = outcome.audit_head
+            head = outcome.audit_head.link.hex()
+            _log.info("audit log grew", extra={"event": "audit.head", "head": head})
         # The poll may have been faster.
         fresh = [event for event in outcome.events if event.id > self._seen]
         self._announced.update(event.id for event in fresh)
@@ -235,7 +249,7 @@ class EventFeed:
         limit = self._settings.batch_max
 
         def batch(conn: Connection) -> tuple[list[Event], int]:
-            found = store.read_after(conn, after, filter=wanted, limit=limit)
+            found = store.read_after(conn, after, wanted=wanted, limit=limit)
             return found, found[-1].id if len(found) == limit else store.head(conn)
 
         return await self._database.read(batch)

@@ -86,10 +86,10 @@ def read_after(
     conn: Connection,
     after: int,
     *,
-    filter: EventFilter,  # noqa: A002 - what callers know it by
+    wanted: EventFilter,
     limit: int,
 ) -> list[Event]:
-    """Return at most `limit` events that `filter` wants, oldest first, with ids above `after`.
+    """Return at most `limit` events that `wanted` names, oldest first, with ids above `after`.
 
     Raises:
         GameNodeError: CURSOR_EXPIRED; retention has passed `after`, or no event had that id yet.
@@ -97,6 +97,7 @@ def read_after(
     Source: H2, H4.
     """
     check_cursor(conn, after)
+<<<<<<< HEAD
     rows = conn.execute(_read_after(filter), {"after": after, "limit_to": limit})
     return [_event(row) for row in rows.mappings()]
 
@@ -107,9 +108,15 @@ def _read_after(wanted: EventFilter) -> Select[Any]:
     return (
         select(events)
         .where(events.c.id > bindparam("after"), *_conditions(wanted))
+=======
+    page = (
+        select(events)
+        .where(events.c.id > after, *_conditions(wanted))
+>>>>>>> main
         .order_by(events.c.id)
         .limit(bindparam("limit_to"))
     )
+<<<<<<< HEAD
 
 
 def newest_first(
@@ -121,6 +128,9 @@ def newest_first(
     """Return the `limit` newest events that `filter` wants, newest first."""
     wanted = select(events).where(*_conditions(filter)).order_by(events.c.id.desc()).limit(limit)
     return [_event(row) for row in conn.execute(wanted).mappings()]
+=======
+    return [_event(row) for row in conn.execute(page).mappings()]
+>>>>>>> main
 
 
 def check_cursor(conn: Connection, after: int) -> None:

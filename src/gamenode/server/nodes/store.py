@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+<<<<<<< HEAD
 from sqlalchemy import Connection, Row, bindparam, delete, insert, or_, select, update
+=======
+from sqlalchemy import Connection, Row, Select, and_, delete, exists, insert, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
+>>>>>>> main
 
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
@@ -30,11 +35,12 @@ _nodes: Final = schema.nodes.c
 _changes: Final = schema.state_changes.c
 _conditions: Final = schema.node_conditions.c
 _removed: Final = schema.removed_nodes.c
+_versions: Final = schema.inventory_versions.c
 
 
 def get(conn: Connection, node_id: str) -> Node | None:
     """Return a node, or None."""
-    row = conn.execute(select(schema.nodes).where(_nodes.id == node_id)).first()
+    row = conn.execute(_with_inventory().where(_nodes.id == node_id)).first()
     if row is None:
         return None
     found = conn.execute(select(schema.node_conditions).where(_conditions.node_id == node_id)).all()
@@ -92,7 +98,7 @@ def every(conn: Connection) -> list[Node]:
     conditions: dict[str, list[Row[Any]]] = {}
     for row in conn.execute(select(schema.node_conditions)):
         conditions.setdefault(row.node_id, []).append(row)
-    rows = conn.execute(select(schema.nodes).order_by(_nodes.id))
+    rows = conn.execute(_with_inventory().order_by(_nodes.id))
     return [_node(row, changes.get(row.id), conditions.get(row.id, ())) for row in rows]
 
 
@@ -251,6 +257,8 @@ def insert_registered(
             stream_number=0,
             labels={},
             note="",
+            inventory_version=0,  # its first version follows in the same transaction
+            inventory_hash="",
             registered_at=now,
             **_stated(registration, session_id, epoch),
         )
@@ -348,12 +356,13 @@ def set_condition(
     )
 
 
-def clear_condition(conn: Connection, node_id: str, kind: ConditionType) -> None:
-    """Note that a condition does not hold any more."""
-    conn.execute(
+def clear_condition(conn: Connection, node_id: str, kind: ConditionType) -> bool:
+    """Note that a condition does not hold any more; return whether it did."""
+    return _changed(
+        conn,
         delete(schema.node_conditions).where(
             _conditions.node_id == node_id, _conditions.type == kind
-        )
+        ),
     )
 
 
@@ -364,7 +373,7 @@ def set_described(conn: Connection, node_id: str, values: Mapping[str, object]) 
 
 def remove(conn: Connection, node_id: str, *, epoch: int, by: str, now: Instant) -> None:
     """Drop a node and what belongs to it; remember that its agent must not come back."""
-    for table in (schema.node_conditions, schema.state_changes):
+    for table in (schema.node_conditions, schema.state_changes, schema.inventory_versions):
         conn.execute(delete(table).where(table.c.node_id == node_id))
     conn.execute(delete(schema.nodes).where(_nodes.id == node_id))
     conn.execute(delete(schema.removed_nodes).where(_removed.id == node_id))
@@ -380,13 +389,10 @@ def removed(conn: Connection, node_id: str) -> Row[Any] | None:
     return conn.execute(select(schema.removed_nodes).where(_removed.id == node_id)).first()
 
 
-def set_inventory(conn: Connection, node_id: str, inventory: Inventory) -> bool:
-    """Replace what is known of a node's parts."""
-    return _changed(
-        conn,
-        update(schema.nodes)
-        .where(_nodes.id == node_id)
-        .values(inventory=msgspec.to_builtins(inventory)),
+def _with_inventory() -> Select[Any]:
+    return select(schema.nodes, _versions.content.label("inventory")).join(
+        schema.inventory_versions,
+        and_(_versions.node_id == _nodes.id, _versions.version == _nodes.inventory_version),
     )
 
 
@@ -406,7 +412,6 @@ def _stated(registration: Registration, session_id: str, epoch: int) -> dict[str
         "env_names": sorted(registration.env_names),
         "step_runtimes": sorted(registration.step_runtimes),
         "host_labels": dict(registration.labels),
-        "inventory": msgspec.to_builtins(registration.inventory),
     }
 
 
@@ -456,6 +461,8 @@ def _node(row: Row[Any], state_change: StateChange | None, conditions: Sequence[
             for found in sorted(conditions, key=lambda found: str(found.type))
         ),
         inventory=msgspec.convert(row.inventory, Inventory),
+        inventory_version=row.inventory_version,
+        inventory_hash=row.inventory_hash,
         registered_at=row.registered_at,
     )
 
