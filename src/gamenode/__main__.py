@@ -39,6 +39,7 @@ SERVER_SECTIONS: Final = frozenset(
         "agent_link",
         "nodes",
         "states",
+        "inventories",
         "dispatch",
         "pipelines",
         "logs",

@@ -182,11 +182,11 @@ class ControlPlane:
             log_service=self.log_service,
             metrics=MetricService(self.database, clock=clock, settings=MetricSettings()),
             feed=self.feed,
+            settings=RpcSettings(),
             link=AgentLink(
                 nodes=self.nodes, pipelines=self.pipelines, random=random, settings=settings.link
             ),
             clock=clock,
-            settings=RpcSettings(),
         )
         self.nodes.on_change(self.dispatcher.wake)
         self.feed.on_events(lambda _: self.dispatcher.wake())
@@ -363,7 +363,10 @@ class MemoryStream:
         await asyncio.wait([self._serving])
 
     async def close(self) -> None:
-        self.break_off()
+        self._broken = True
+        self._to_agent.end()
+        if not self._to_server.silent:
+            self._to_server.end()
 
     def break_off(self) -> None:
         """Lose what is on its way, both ways."""
@@ -419,6 +422,7 @@ class _Queue(Generic[Message]):
 
     def end(self) -> None:
         """End, and lose what is there."""
+        self.silent = False
         self._messages.clear()
         self.close()
 

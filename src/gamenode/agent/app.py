@@ -16,7 +16,7 @@ from typing import Final
 from gamenode import __version__
 from gamenode.agent.conditions import HostConditions
 from gamenode.agent.inventory import machine, runtimes
-from gamenode.agent.inventory.collector import Collector, Part, parts_of, this_host
+from gamenode.agent.inventory.collector import Collector, Part, host_parts
 from gamenode.agent.inventory_reporter import InventoryReporter
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import GrpcLink, Link
@@ -87,7 +87,7 @@ class Agent:
         )
         self._inventory = InventoryReporter(
             collector=Collector(
-                parts_of(this_host(settings.collector, engine_socket=settings.agent.engine_socket))
+                host_parts(settings.collector, engine_socket=settings.agent.engine_socket)
                 if parts is None
                 else parts,
                 clock=clock,
