@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import platform
@@ -29,6 +28,7 @@ from gamenode.agent.uploader import LogUploader
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.node import NodeType, Registration, node_id_of
 from gamenode.lib.clock import Clock
+from gamenode.lib.folder import hold_folder
 from gamenode.lib.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ class Agent:
             )
         self._node_type = _node_type(settings.agent)
         data = settings.agent.data.absolute()
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _lock_folder(data)
+        self._lock = hold_folder(data)
         self._runtime = runtime or _make_runtime(settings.agent, data, self._node_id, clock)
         self._link = link or GrpcLink(settings.agent.server, settings.link)
         self._journal = Journal(data / "journal.db")
@@ -206,18 +205,3 @@ def _make_runtime(settings: HostSettings, data: Path, node_id: str, clock: Clock
                 f"there is no runtime {wanted}",
                 hint="choose auto, docker or process",
             )
-
-
-def _lock_folder(folder: Path) -> int:
-    """Hold the data folder for this process alone (rule RL3)."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise GameNodeError(
-            ErrorCode.CONFLICT,
-            f"the data folder {folder} is in use by another agent",
-            hint="stop it, or choose another folder with --data",
-        ) from error
-    return descriptor
