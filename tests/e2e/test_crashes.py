@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.cluster import Cluster, Started, counted, counting, eventually, pipeline, step
 
 LINES = 300
-STORM_S = 10.0
+STORM_S = 8.0
 
 
 def _slow_file(starts: Path, lines: int = LINES) -> str:

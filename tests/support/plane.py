@@ -51,13 +51,13 @@ from gamenode.server.logs.service import LogService, LogSettings
 from gamenode.server.logs.streamer import LogStreamer, StreamerSettings
 from gamenode.server.metrics.service import MetricService, MetricSettings
 from gamenode.server.nodes.manager import NodeManager, NodeSettings
-from gamenode.server.nodes.service import GameNodeService
+from gamenode.server.nodes.service import GameNodeService, InventorySettings
 from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings, TaskDispatcher
 from gamenode.server.pipelines.manager import PipelineManager, PipelineSettings
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.server.rpc.agent_link import AgentLink, AgentLinkSettings
-from gamenode.server.rpc.servicer import GameNodeServer
+from gamenode.server.rpc.servicer import GameNodeServer, RpcSettings
 from gamenode.wire import codec
 from gamenode.wire.cri import checksum
 from gamenode.wire.errors import OUTWARD
@@ -135,13 +135,14 @@ class ControlPlane:
         )
         self.feed = EventFeed(self.database, settings=EventFeedSettings(), audit_key=b"key")
         self.database.on_commit(self.feed)
-        self.node_service = GameNodeService(self.database)
+        self.node_service = GameNodeService(self.database, InventorySettings())
         self.nodes = NodeManager(
             service=self.node_service,
             clock=clock,
             ids=ids,
             settings=settings.nodes,
             states=StateSettings(),
+            inventories=InventorySettings(),
         )
         self.service = GamePipelineGRPCService(self.database)
         files = LogFiles(folder / "logs")
@@ -181,13 +182,14 @@ class ControlPlane:
             log_service=self.log_service,
             metrics=MetricService(self.database, clock=clock, settings=MetricSettings()),
             feed=self.feed,
+            settings=RpcSettings(),
             link=AgentLink(
                 nodes=self.nodes, pipelines=self.pipelines, random=random, settings=settings.link
             ),
             clock=clock,
         )
         self.nodes.on_change(self.dispatcher.wake)
-        self.feed.on_events(lambda _: self.dispatcher.wake())
+        self.feed.on_events(self.dispatcher.hear)
         self.streams: set[asyncio.Task[None]] = set()
         self._supervisor = Supervisor()
 
@@ -361,7 +363,10 @@ class MemoryStream:
         await asyncio.wait([self._serving])
 
     async def close(self) -> None:
-        self.break_off()
+        self._broken = True
+        self._to_agent.end()
+        if not self._to_server.silent:
+            self._to_server.end()
 
     def break_off(self) -> None:
         """Lose what is on its way, both ways."""
@@ -417,6 +422,7 @@ class _Queue(Generic[Message]):
 
     def end(self) -> None:
         """End, and lose what is there."""
+        self.silent = False
         self._messages.clear()
         self.close()
 

@@ -125,7 +125,10 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 
 async def until(
-    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], *, timeout_s: float = 60.0
+    condition: Callable[[], bool] | Callable[[], Awaitable[bool]],
+    *,
+    timeout_s: float = 60.0,
+    every_s: float = 0.05,
 ) -> None:
     """Wait until `condition` holds; fail after `timeout_s`."""
     loop = asyncio.get_running_loop()
@@ -135,4 +138,4 @@ async def until(
         if await held if isinstance(held, Awaitable) else held:
             return
         assert loop.time() < deadline_s, "it did not come to hold"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(every_s)

@@ -73,6 +73,7 @@ class InventoryReporter:
         self._last: Collection | None = None
         self._unsent: Collection | None = None
         self._reported_hash = ""
+        self._offered_hash = ""
         self._due_s = 0.0
 
     @property
@@ -88,7 +89,8 @@ class InventoryReporter:
     def registered(self) -> None:
         """Take note that the server has what was collected last."""
         if self._last is not None:
-            self._delivered(self._last, self._settings.interval_s)
+            self._reported_hash = self._last.hash
+            self._done(self._last, self._settings.interval_s)
 
     def connected(self) -> None:
         """Send what waits, on the stream that has just been opened."""
@@ -147,17 +149,19 @@ class InventoryReporter:
         wait_s = self._settings.interval_s
         if answer.next_report_at is not None:
             wait_s = max(0.0, (answer.next_report_at - self._clock.now()) / NANOSECONDS_PER_S)
-        if not answer.accepted:
+        if answer.accepted:
+            self._reported_hash = collection.hash
+        else:
             # Repeating it would change nothing; the next one may be better.
             _log.error(
                 "the server refuses the inventory: %s",
                 answer.error,
                 extra={"event": "inventory.refused"},
             )
-        self._delivered(collection, max(wait_s, self._settings.check_s))
+        self._done(collection, max(wait_s, self._settings.check_s))
 
-    def _delivered(self, collection: Collection, wait_s: float) -> None:
-        self._reported_hash = collection.hash
+    def _done(self, collection: Collection, wait_s: float) -> None:
+        self._offered_hash = collection.hash
         self._due_s = self._clock.monotonic_s() + wait_s
         if self._unsent is not None and self._unsent.collected_at <= collection.collected_at:
             self._unsent = None

@@ -16,6 +16,7 @@ _COMMANDS: Final = (
     ("pipelines", "gamenode.cli.pipelines:pipelines", "List, show, check and cancel pipelines."),
     ("logs", "gamenode.cli.logs:logs", "Print what steps print."),
     ("nodes", "gamenode.cli.nodes:nodes", "List and show nodes; take them out of use and back."),
+    ("inventory", "gamenode.cli.inventory:inventory", "Show and compare what nodes are made of."),
     ("events", "gamenode.cli.events:events", "Show what happened, and what happens."),
     ("audit", "gamenode.cli.audit:audit", "Show who did what, and whether that record is whole."),
     ("tokens", "gamenode.cli.tokens:tokens", "Make, list and revoke what people sign in with."),

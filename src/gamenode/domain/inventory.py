@@ -211,6 +211,27 @@ class CollectionAnswer:
     next_report_at: Instant | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InventoryVersion:
+    """What a node was made of, from one change of its stable content to the next (B4)."""
+
+    node_id: str
+    version: int
+    """From 1, one more with each change."""
+    collected_at: Instant
+    """When this content was first seen."""
+    seen_at: Instant
+    """When the server was last told the same content."""
+    hash: str
+    """`content_hash` of `inventory`."""
+    inventory: Inventory
+    """As it was collected; what is not part of the stable content, as it was seen last."""
+    failed: tuple[CollectionFailure, ...]
+    """What the last collection could not see; `inventory` has it as it was seen before."""
+    summary: str
+    """What changed, in words; empty for the first version."""
+
+
 PARTS: Final = ("cpu", "memory", "gpu", "disk", "system", "runtimes", "network")
 """What is collected, and may fail, on its own. `gpu` has the graphics driver with it, `system` the
 operating system and the kernel."""
@@ -280,25 +301,6 @@ def with_parts_of(inventory: Inventory, other: Inventory, parts: Group[str]) -> 
     if "network" in parts:
         network = other.network
     return Inventory(hardware=hardware, software=software, network=network)
-
-
-def missing_to_register(inventory: Inventory, failed: Group[str]) -> list[str]:
-    """Return the paths of what a node must say of itself to register, and does not (A2).
-
-    Of the `failed` parts it has said that it cannot.
-    """
-    cpus, memory = inventory.hardware.cpu, inventory.hardware.memory
-    system, kernel = inventory.software.os, inventory.software.kernel
-    needed = (
-        ("cpu", "hardware.cpu", bool(cpus)),
-        ("cpu", "hardware.cpu.architecture", all(cpu.architecture for cpu in cpus)),
-        ("cpu", "hardware.cpu.cores", all(cpu.cores for cpu in cpus)),
-        ("memory", "hardware.memory.total_bytes", bool(memory.total_bytes)),
-        ("system", "software.os.distribution", bool(system.distribution)),
-        ("system", "software.os.version", bool(system.version)),
-        ("system", "software.kernel", kernel.major is not None or bool(kernel.release)),
-    )
-    return [path for part, path, is_known in needed if not is_known and part not in failed]
 
 
 def _stable_disk(disk: Disk) -> Disk:

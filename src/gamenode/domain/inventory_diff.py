@@ -53,6 +53,16 @@ class Change:
     to: Value | Part | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InventoryDiff:
+    """How two versions of a node's inventory differ."""
+
+    node_id: str
+    from_version: int
+    to_version: int
+    changes: tuple[Change, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """A kind of part: which fields identify it, the best first, and which says where it is."""
@@ -69,6 +79,8 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "disk": _Kind(Disk, ("serial", "path"), place="path"),
     "interfaces": _Kind(NetworkInterface, ("mac", "name"), place="name"),
 }
+_WORKING_KINDS: Final = frozenset({"cpu", "memory.modules", "gpu", "disk"})
+_MEMORY_KEPT_RATIO: Final = 0.95
 _PART_PATH: Final = re.compile(r"([a-z_.]+)\[(.*)\](?:\.([a-z0-9_]+))?", re.DOTALL)
 
 
@@ -114,6 +126,17 @@ def apply(changes: Sequence[Change], a: Inventory) -> Inventory:
             network=_build(built.network, "", flat),
         )
     )
+
+
+def is_loss(change: Change) -> bool:
+    """Return whether a part is gone, or there is noticeably less of what a node works with."""
+    path = change.path.partition("[")[0]
+    if path in _WORKING_KINDS and path != change.path:
+        if change.path.endswith("]"):
+            return change.op is ChangeOp.REMOVED
+        return change.path.endswith("].cores") and _less(change, 1.0)
+    # The kernel keeps a little more or less for itself from one release to the next.
+    return change.path == "memory.total_bytes" and _less(change, _MEMORY_KEPT_RATIO)
 
 
 def describe(change: Change) -> str:
@@ -207,6 +230,13 @@ def _differences(prefix: str, place: str | None, old: Part, new: Part) -> Iterat
         else:
             op = ChangeOp.MOVED if name == place else ChangeOp.CHANGED
         yield Change(op, f"{prefix}{name}", before, after)
+
+
+def _less(change: Change, kept_ratio: float) -> bool:
+    before, after = change.from_, change.to
+    if isinstance(before, int) and isinstance(after, int):
+        return after < before * kept_ratio
+    return False
 
 
 def _set(values: dict[str, Value], name: str, value: Value | Part | None) -> None:

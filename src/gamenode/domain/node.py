@@ -262,6 +262,9 @@ class Node:
     note: str
     conditions: tuple[Condition, ...]
     inventory: Inventory
+    inventory_version: int
+    inventory_hash: str
+    """Of what the node reported last, as it computed it itself."""
     registered_at: Instant
     heartbeat_latency_s: float | None = None
     """The last round trip that the agent measured."""

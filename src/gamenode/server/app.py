@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, cast
 
 import grpc.aio
 import uvicorn
@@ -24,7 +24,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from gamenode.domain.command import Closed, CloseReason
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.event import Event, EventType
 from gamenode.lib.clock import Clock, after
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import Supervisor
@@ -32,9 +31,9 @@ from gamenode.server.access.manager import AccessManager, AuthMode, is_loopback
 from gamenode.server.access.refusals import Refusals
 from gamenode.server.access.roles import ROLES, check_complete
 from gamenode.server.access.service import AccessService
-from gamenode.server.api.app import ApiSettings, create_api
+from gamenode.server.api.app import ApiSettings, Nouns, create_api
+from gamenode.server.api.connection import BoundedConnection, ConnectionSettings
 from gamenode.server.api.guard import ANY_HOST
-from gamenode.server.api.nouns import Nouns
 from gamenode.server.db.database import Database
 from gamenode.server.events import store as events
 from gamenode.server.events.audit_log import AuditLog
@@ -59,15 +58,6 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 
 _log = logging.getLogger(__name__)
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
-_WAKES_DISPATCH: Final = frozenset(
-    {
-        EventType.PIPELINE_CREATED,
-        EventType.PIPELINE_CANCEL_REQUESTED,
-        EventType.PIPELINE_CANCELLED,
-        EventType.PIPELINE_COMPLETED,
-        EventType.PIPELINE_FAILED,
-    }
-)
 _PURGE_INTERVAL_S: Final = 3600.0
 
 
@@ -105,13 +95,14 @@ class Server:
         self._internal_errors = InternalErrors(
             self._database, clock=clock, ids=ids, settings=settings.internal_errors
         )
-        self._node_service = GameNodeService(self._database)
+        self._node_service = GameNodeService(self._database, settings.inventories)
         self._nodes = NodeManager(
             service=self._node_service,
             clock=clock,
             ids=ids,
             settings=settings.nodes,
             states=settings.states,
+            inventories=settings.inventories,
         )
         self._pipeline_service = GamePipelineGRPCService(self._database)
         files = LogFiles(data / "logs")
@@ -146,7 +137,7 @@ class Server:
         )
         self._metrics = MetricService(self._database, clock=clock, settings=settings.metrics)
         self._nodes.on_change(self._dispatcher.wake)
-        self._feed.on_events(self._happened)
+        self._feed.on_events(self._dispatcher.hear)
         self._supervisor = Supervisor()
         self._ready = False
         self._health = HealthServicer()
@@ -158,6 +149,7 @@ class Server:
                         pipeline_manager=self._pipelines,
                         pipeline_service=self._pipeline_service,
                         nodes=self._nodes,
+                        inventories=self._nodes.inventories,
                         logs=self._logs,
                         events=self._feed,
                         tokens=self._access,
@@ -173,14 +165,14 @@ class Server:
                     clock=clock,
                     ids=ids,
                 ),
-                http="httptools",
+                http=_connection_type(settings.connections),
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                timeout_keep_alive=75,
+                timeout_keep_alive=round(settings.connections.idle_s_max),
                 timeout_graceful_shutdown=round(settings.server.stop_s_max / 2),
             )
         )
@@ -265,15 +257,34 @@ class Server:
             for service in services
             for method in service.methods
         )
+        servicer = GameNodeServer(
+            nodes=self._nodes,
+            pipelines=self._pipelines,
+            logs=self._logs,
+            log_service=self._log_service,
+            metrics=self._metrics,
+            feed=self._feed,
+            link=AgentLink(
+                nodes=self._nodes,
+                pipelines=self._pipelines,
+                random=random,
+                settings=self._settings.agent_link,
+            ),
+            clock=self._clock,
+            settings=settings,
+        )
+        edge = EdgeInterceptor(
+            roles=ROLES,
+            authenticate=self._access.authenticate,
+            refusals=self._refusals,
+            internal_errors=self._internal_errors,
+            checks={
+                pb.RegisterRequest: servicer.refuse_registration,
+                pb.ResourceInfo: servicer.refuse_inventory,
+            },
+        )
         server = grpc.aio.server(
-            interceptors=[
-                EdgeInterceptor(
-                    roles=ROLES,
-                    authenticate=self._access.authenticate,
-                    refusals=self._refusals,
-                    internal_errors=self._internal_errors,
-                )
-            ],
+            interceptors=[edge],
             options=[
                 ("grpc.max_receive_message_length", settings.message_bytes_max),
                 ("grpc.so_reuseport", 0),
@@ -282,33 +293,12 @@ class Server:
                 ("grpc.max_metadata_size", 16 * 1024),
             ],
         )
-        pb_grpc.add_GameNodeServiceServicer_to_server(
-            GameNodeServer(
-                nodes=self._nodes,
-                pipelines=self._pipelines,
-                logs=self._logs,
-                log_service=self._log_service,
-                metrics=self._metrics,
-                feed=self._feed,
-                link=AgentLink(
-                    nodes=self._nodes,
-                    pipelines=self._pipelines,
-                    random=random,
-                    settings=self._settings.agent_link,
-                ),
-                clock=self._clock,
-            ),
-            server,
-        )
+        pb_grpc.add_GameNodeServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             [_SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME], server
         )
         return server
-
-    def _happened(self, happened: Sequence[Event]) -> None:
-        if any(event.type in _WAKES_DISPATCH for event in happened):
-            self._dispatcher.wake()
 
     def _follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
         self._dispatcher.follow_log(pipeline_id, step, live=live)
@@ -338,6 +328,11 @@ class _Http(uvicorn.Server):
     async def wait_started(self) -> None:
         """Wait until connections are taken."""
         await self._started.wait()
+
+
+def _connection_type(settings: ConnectionSettings) -> type[asyncio.Protocol]:
+    # The library calls what it gets, and says so with a narrower type.
+    return cast("type[asyncio.Protocol]", partial(BoundedConnection, settings))
 
 
 def _api_settings(settings: ServerSettings) -> ApiSettings:

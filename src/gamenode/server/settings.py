@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gamenode.server.access.manager import AccessSettings
 from gamenode.server.api.app import ApiSettings
+from gamenode.server.api.connection import ConnectionSettings
 from gamenode.server.db.database import DatabaseSettings
 from gamenode.server.events.feed import EventFeedSettings
 from gamenode.server.events.internal_errors import InternalErrorSettings
@@ -15,6 +16,7 @@ from gamenode.server.logs.service import LogSettings
 from gamenode.server.logs.streamer import StreamerSettings
 from gamenode.server.metrics.service import MetricSettings
 from gamenode.server.nodes.manager import NodeSettings
+from gamenode.server.nodes.service import InventorySettings
 from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
 from gamenode.server.pipelines.manager import PipelineSettings
@@ -48,10 +50,12 @@ class ServerSettings:
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     agent_link: AgentLinkSettings = field(default_factory=AgentLinkSettings)
     nodes: NodeSettings = field(default_factory=NodeSettings)
     states: StateSettings = field(default_factory=StateSettings)
+    inventories: InventorySettings = field(default_factory=InventorySettings)
     dispatch: DispatcherSettings = field(default_factory=DispatcherSettings)
     pipelines: PipelineSettings = field(default_factory=PipelineSettings)
     logs: LogSettings = field(default_factory=LogSettings)

@@ -33,7 +33,6 @@ from gamenode.domain.command import (
     StateOrder,
     Welcome,
 )
-from gamenode.domain.errors import ErrorCode, GameNodeError, Violation
 from gamenode.domain.event import Event
 from gamenode.domain.inventory import (
     Collection,
@@ -43,7 +42,6 @@ from gamenode.domain.inventory import (
     Inventory,
     Network,
     Software,
-    missing_to_register,
 )
 from gamenode.domain.log import AppendAnswer, LogKey, LogLine, LogPosition
 from gamenode.domain.node import (
@@ -143,19 +141,8 @@ def _reason(text: str) -> Reason:
 
 
 def decode_registration(request: pb.RegisterRequest) -> Registration:
-    """Return what a node says of itself.
-
-    Raises:
-        GameNodeError: INVALID_REQUEST, it leaves out what a registration needs (A2).
-    """
-    inventory = _decode_inventory(request)
-    failed = _decode_failed(request.failed)
-    if missing := missing_to_register(inventory, {failure.part for failure in failed}):
-        raise GameNodeError(
-            ErrorCode.INVALID_REQUEST,
-            f"a registration needs {', '.join(missing)}",
-            violations=[Violation(field=path, reason="must be set") for path in missing],
-        )
+    """Return what a node says of itself."""
+    inventory, failed = decode_parts(request)
     return Registration(
         node_id=request.node_id,
         type=_NODE_TYPES[request.node_type],
@@ -298,6 +285,18 @@ def decode_resource_answer(response: pb.UpdateResponse) -> CollectionAnswer:
         stale=response.stale,
         next_report_at=_instant(response.next_report_time),
     )
+
+
+def decode_parts(
+    message: pb.RegisterRequest | pb.ResourceInfo,
+) -> tuple[Inventory, tuple[CollectionFailure, ...]]:
+    """Return what a node says it is made of, and what it could not collect."""
+    return _decode_inventory(message), _decode_failed(message.failed)
+
+
+def decode_node_type(request: pb.RegisterRequest) -> NodeType | None:
+    """Return what kind of machine registers; None where it names none that is known."""
+    return _NODE_TYPES.get(request.node_type)
 
 
 def _decode_inventory(message: pb.RegisterRequest | pb.ResourceInfo) -> Inventory:
@@ -793,6 +792,20 @@ def encode_event(event: Event) -> pb.Event:
         message=event.message,
         timestamp=Timestamp(seconds=seconds, nanos=nanoseconds),
         data=event.data,
+    )
+
+
+def decode_event(message: pb.Event) -> Event:
+    """Return the event of a message."""
+    return Event(
+        id=message.id,
+        type=message.type,
+        at=Instant(message.timestamp.seconds * NANOSECONDS_PER_S + message.timestamp.nanos),
+        node_id=message.node_id,
+        entity_id=message.entity_id,
+        status=message.status,
+        message=message.message,
+        data=dict(message.data),
     )
 
 

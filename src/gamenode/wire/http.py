@@ -16,6 +16,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from gamenode.domain import access, audit
 from gamenode.domain import event as events
+from gamenode.domain import inventory as inventories
+from gamenode.domain import inventory_diff as diffs
 from gamenode.domain import log as logs
 from gamenode.domain import node as nodes
 from gamenode.domain import pipeline as pipelines
@@ -145,8 +147,74 @@ class Node(Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str]
     note: str
     conditions: Sequence[NodeCondition]
-    inventory_version: int | None
+    inventory_version: int
     registered_at: Time
+
+
+class Inventory(Struct, frozen=True, kw_only=True):
+    """What a node is made of; null is what it does not show, never zero."""
+
+    node_id: str
+    version: int
+    collected_at: Time
+    """When this content was first seen."""
+    seen_at: Time
+    """When it was last reported."""
+    hash: str
+    hardware: inventories.Hardware
+    software: inventories.Software
+    network: inventories.Network
+    failed: Sequence[inventories.CollectionFailure]
+
+
+class InventoryList(Struct, frozen=True, kw_only=True):
+    """Inventories of some nodes, by node."""
+
+    items: Sequence[Inventory]
+    next_cursor: str | None
+
+
+class InventoryVersion(Struct, frozen=True, kw_only=True):
+    """A version of a node's inventory, without its content."""
+
+    version: int
+    collected_at: Time
+    seen_at: Time
+    hash: str
+    summary: str
+    """What changed, in words; empty for the first version."""
+    failed: Sequence[inventories.CollectionFailure]
+
+
+class InventoryVersionList(Struct, frozen=True, kw_only=True):
+    """Versions of a node's inventory, newest first."""
+
+    items: Sequence[InventoryVersion]
+    next_cursor: str | None
+
+
+FieldValue = str | int | float | bool | Sequence[str]
+ChangedValue = FieldValue | Mapping[str, FieldValue] | None
+"""The value of a field, or the fields of a part."""
+
+
+class InventoryChange(Struct, frozen=True, kw_only=True):
+    """One difference; `from` is null for what was added, `to` for what was removed."""
+
+    op: diffs.ChangeOp
+    path: str
+    """By identity, such as `gpu[GPU-5f0d].driver_version`."""
+    from_: ChangedValue = field(name="from")
+    to: ChangedValue
+
+
+class InventoryDiff(Struct, frozen=True, kw_only=True):
+    """How two versions of a node's inventory differ."""
+
+    node_id: str
+    from_: int = field(name="from")
+    to: int
+    changes: Sequence[InventoryChange]
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -466,7 +534,7 @@ def encode_node(node: nodes.Node) -> Node:
             )
             for condition in node.conditions
         ],
-        inventory_version=None,
+        inventory_version=node.inventory_version,
         registered_at=encode_time(node.registered_at),
     )
 
@@ -494,6 +562,46 @@ def encode_state_changes(changes: Sequence[nodes.StateChange]) -> StateChangeLis
     """Return the body of a node's state changes."""
     items = [encoded for change in changes if (encoded := _encode_state_change(change))]
     return StateChangeList(items=items)
+
+
+def encode_inventory(version: inventories.InventoryVersion) -> Inventory:
+    """Return the body of a node's inventory."""
+    return Inventory(
+        node_id=version.node_id,
+        version=version.version,
+        collected_at=encode_time(version.collected_at),
+        seen_at=encode_time(version.seen_at),
+        hash=version.hash,
+        hardware=version.inventory.hardware,
+        software=version.inventory.software,
+        network=version.inventory.network,
+        failed=version.failed,
+    )
+
+
+def encode_inventory_version(version: inventories.InventoryVersion) -> InventoryVersion:
+    """Return the body of one line of an inventory's history."""
+    return InventoryVersion(
+        version=version.version,
+        collected_at=encode_time(version.collected_at),
+        seen_at=encode_time(version.seen_at),
+        hash=version.hash,
+        summary=version.summary,
+        failed=version.failed,
+    )
+
+
+def encode_inventory_diff(diff: diffs.InventoryDiff) -> InventoryDiff:
+    """Return the body of a comparison."""
+    return InventoryDiff(
+        node_id=diff.node_id,
+        from_=diff.from_version,
+        to=diff.to_version,
+        changes=[
+            InventoryChange(op=change.op, path=change.path, from_=change.from_, to=change.to)
+            for change in diff.changes
+        ],
+    )
 
 
 def _encode_step(step: pipelines.Step) -> Step:

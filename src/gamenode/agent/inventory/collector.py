@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from gamenode.agent.inventory import cpu, disk, gpu, memory, network, runtimes, system
 from gamenode.agent.inventory.addresses import Address, ask_addresses
-from gamenode.agent.inventory.programs import FOLDERS, Run, runner
+from gamenode.agent.inventory.programs import Run, folders, runner
 from gamenode.domain.inventory import (
     Collection,
     CollectionFailure,
@@ -71,17 +71,19 @@ class Host:
     """The architecture that programs are made for there."""
 
 
-def this_host(settings: CollectorSettings, *, engine_socket: Path) -> Host:
-    """Return the host that this program runs on."""
-    return Host(
-        root=Path("/"),
-        run=runner(settings.program_timeout_s),
-        folders=FOLDERS,
-        engine=runtimes.engine_at(engine_socket, settings.program_timeout_s),
-        engine_socket=engine_socket,
-        addresses=ask_addresses,
-        nvidia=_nvidia,
-        machine=os.uname().machine,
+def host_parts(settings: CollectorSettings, *, engine_socket: Path) -> tuple[Part, ...]:
+    """Return the parts of the host that this program runs on."""
+    return parts_of(
+        Host(
+            root=Path("/"),
+            run=runner(settings.program_timeout_s),
+            folders=folders(),
+            engine=runtimes.engine_at(engine_socket, settings.program_timeout_s),
+            engine_socket=engine_socket,
+            addresses=ask_addresses,
+            nvidia=_nvidia,
+            machine=os.uname().machine,
+        )
     )
 
 
@@ -108,8 +110,10 @@ def parts_of(host: Host) -> tuple[Part, ...]:
 class Collector:
     """Collects an inventory, again and again, and never waits longer than a part may take.
 
-    Each part has a thread of its own while it works, and at most one: a part that hangs (a driver
-    that does not come back) is not asked again before it has come back, and costs nothing more.
+    Each part has a thread of its own while it is collected, and while it is glanced at. A part that
+    hangs (a driver that does not come back) is not asked again before it has come back, so it costs
+    these two threads and no more. What comes too late for one collection is taken by the next:
+    NVIDIA's driver, where it is not told to stay awake, needs seconds to wake its cards.
     """
 
     def __init__(self, parts: Iterable[Part], *, clock: Clock, settings: CollectorSettings) -> None:
@@ -117,8 +121,12 @@ class Collector:
         self._parts = tuple(parts)
         self._clock = clock
         self._settings = settings
-        self._working: dict[str, asyncio.Future[Any]] = {}
+        self._looks: dict[str, asyncio.Future[tuple[object, Inventory]]] = {}
+        """Parts that are being collected."""
+        self._glancing: dict[str, asyncio.Future[object]] = {}
+        """Parts that are being glanced at."""
         self._glances: dict[str, object] = {}
+        """What was glanced just before each part was collected last."""
         self._last = Inventory()
         self._turn = asyncio.Lock()
 
@@ -160,7 +168,9 @@ class Collector:
         self._glances.pop(part.name, None)
         try:
             # The glance first: what changes in between is seen at the next one.
-            glance, inventory = await self._ask(part, lambda: (part.glance(), part.collect()))
+            glance, inventory = await self._ask(
+                self._looks, part.name, lambda: (part.glance(), part.collect())
+            )
         except Exception as error:  # noqa: BLE001 - a part costs itself alone, whatever it does
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             return CollectionFailure(part=part.name, reason=reason[:_REASON_CHARACTERS_MAX])
@@ -168,19 +178,19 @@ class Collector:
         return inventory
 
     async def _differs(self, part: Part) -> bool:
+        if part.name not in self._glances:
+            return True
         try:
-            return part.name not in self._glances or (
-                await self._ask(part, part.glance) != self._glances[part.name]
-            )
+            glance = await self._ask(self._glancing, part.name, part.glance)
         except Exception:  # noqa: BLE001 - as above; collecting will say what is wrong
             return True
+        return glance != self._glances[part.name]
 
-    async def _ask(self, part: Part, work: Callable[[], _Result]) -> _Result:
-        busy = self._working.get(part.name)
-        if busy is not None and not busy.done():
-            raise TimeoutError("it still hangs since it was asked before")
-        answer = _in_thread(f"inventory {part.name}", work)
-        self._working[part.name] = answer
+    async def _ask(
+        self, asked: dict[str, asyncio.Future[_Result]], name: str, work: Callable[[], _Result]
+    ) -> _Result:
+        """Return what `work` returns, or what it returned since it was too late the last time."""
+        answer = asked.pop(name, None) or _in_thread(f"inventory {name}", work)
         try:
             async with asyncio.timeout(self._settings.part_timeout_s):
                 return await asyncio.shield(answer)
@@ -189,6 +199,9 @@ class Collector:
                 raise  # its own
             message = f"no answer in {self._settings.part_timeout_s:g} s"
             raise TimeoutError(message) from error
+        finally:
+            if not answer.done():
+                asked[name] = answer
 
 
 def _in_thread(name: str, work: Callable[[], _Result]) -> asyncio.Future[_Result]:

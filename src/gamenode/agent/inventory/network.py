@@ -13,9 +13,10 @@ from gamenode.domain.inventory import Network, NetworkInterface
 
 _CONTAINER_LINK: Final = re.compile(
     r"(veth|docker|br-|cni|cali|cilium|flannel|lxc|lxd|virbr|vnet|tap|ifb|dummy|kube-|nodelocaldns)"
-    r".*"
+    r".*|(tunl|sit|gre|gretap|erspan|ip6tnl|ip6gre|ip_vti|ip6_vti)0"
 )
-"""What engines and hypervisors name the links that come and go with their guests."""
+"""What engines and hypervisors name the links that come and go with their guests, and what the
+kernel names the ends of tunnels that appear with a module and lead nowhere."""
 _NO_MAC: Final = "00:00:00:00:00:00"
 
 

@@ -12,21 +12,17 @@ Run = Callable[..., str | None]
 
 Raises `ProgramError` where it failed, or did not end in time."""
 
-FOLDERS: Final = os.pathsep.join(
-    filter(
-        None,
-        (
-            os.environ.get("PATH"),
-            # A service's PATH often lacks the folders in which the container runtimes lie.
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        ),
-    )
-)
-"""Where programs are looked for."""
+_FOLDERS: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class ProgramError(Exception):
     """A program of the host failed or did not end in time."""
+
+
+def folders() -> str:
+    """Return where programs are looked for, separated like `PATH`."""
+    # A service's PATH often lacks the folders in which the container runtimes lie.
+    return os.pathsep.join(filter(None, (os.environ.get("PATH"), _FOLDERS)))
 
 
 def runner(timeout_s: float) -> Run:
@@ -42,7 +38,7 @@ def runner(timeout_s: float) -> Run:
                 check=True,
                 text=True,
                 errors="replace",
-                env={"PATH": FOLDERS, "LC_ALL": "C"},
+                env={"PATH": folders(), "LC_ALL": "C"},
             )
         except (FileNotFoundError, PermissionError):
             return None

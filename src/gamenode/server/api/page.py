@@ -47,6 +47,25 @@ def read_node_cursor(cursor: str) -> str:
     return _decode("node", cursor, parts=1)[0] if cursor else ""
 
 
+def inventory_cursor(version: int) -> str:
+    """Return the cursor behind a version of an inventory."""
+    return _encode("inventory", str(version))
+
+
+def read_inventory_cursor(cursor: str) -> int | None:
+    """Return the version that `cursor` stands behind; None if it is empty.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST; this is no cursor of that list.
+    """
+    if not cursor:
+        return None
+    (version,) = _decode("inventory", cursor, parts=1)
+    if not version.isdecimal() or int(version) > _INTEGER_MAX:
+        raise _no_cursor()
+    return int(version)
+
+
 def pipeline_cursor(created_at: Instant, pipeline_id: str) -> str:
     """Return the cursor behind a pipeline."""
     return _encode("pipeline", str(created_at), pipeline_id)

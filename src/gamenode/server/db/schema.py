@@ -66,8 +66,25 @@ nodes: Final = Table(
     Column("labels", JSON, nullable=False),
     Column("host_labels", JSON, nullable=False),
     Column("note", Text, nullable=False),
-    Column("inventory", JSON, nullable=False),
+    Column("inventory_version", BigInteger, nullable=False),
+    # As the node computed it, of what it reported last.
+    Column("inventory_hash", String(64), nullable=False),
     Column("registered_at", BigInteger, nullable=False),
+)
+
+inventory_versions: Final = Table(
+    "inventory_versions",
+    metadata,
+    Column("node_id", String(63), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("collected_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("content", JSON, nullable=False),
+    Column("failed", JSON, nullable=False),
+    Column("summary", Text, nullable=False),
+    PrimaryKeyConstraint("node_id", "version"),
+    comment="What each node was made of, one row for each change of its stable content (B4).",
 )
 
 node_conditions: Final = Table(

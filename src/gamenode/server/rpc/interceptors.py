@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, NoReturn, Protocol, cast
 from urllib.parse import unquote
@@ -44,21 +44,30 @@ _ERROR_DOMAIN: Final = "gamenode"
 _caller: ContextVar[Actor] = ContextVar("caller")
 
 
-def check_message(validator: Validator, message: Message) -> None:
-    """Hold a message against the rules that its contract states.
+Check = Callable[[Any], GameNodeError | None]
+"""Returns why a message is refused, or None; its contract may be violated as well."""
+
+
+def check_message(validator: Validator, message: Message, further: Check | None = None) -> None:
+    """Hold a message against the rules that its contract states, and against `further` ones.
 
     Raises:
-        GameNodeError: INVALID_REQUEST, with every violation at once (A2).
+        GameNodeError: INVALID_REQUEST, with every violation of either kind at once (A2).
     """
-    found = validator.collect_violations(message)
-    if not found:
-        return
-    violations = [_field_violation(violation) for violation in found]
-    raise GameNodeError(
-        ErrorCode.INVALID_REQUEST,
-        "; ".join(f"{violation.field}: {violation.reason}" for violation in violations),
-        violations=violations,
-    )
+    found = [_field_violation(violation) for violation in validator.collect_violations(message)]
+    refusal = further(message) if further is not None else None
+    if refusal is not None:
+        named = [violation.field for violation in refusal.violations]
+        found = [wrong for wrong in found if not _is_named(wrong.field, named)]
+        if not found:
+            raise refusal
+        found = [*refusal.violations, *found]
+    if found:
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            "; ".join(f"{violation.field}: {violation.reason}" for violation in found),
+            violations=found,
+        )
 
 
 class EdgeInterceptor(grpc.aio.ServerInterceptor):
@@ -71,8 +80,13 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         authenticate: Authenticate,
         refusals: Refusals,
         internal_errors: InternalErrors,
+        checks: Mapping[type[Message], Check],
     ) -> None:
-        """Guard with the one method -> role table; a method that is not in it is never called."""
+        """Guard with the one method -> role table; a method that is not in it is never called.
+
+        `checks` are rules beyond the contract's own, by the type of a request.
+        """
+        self._checks = checks
         self._roles = roles
         self._authenticate = authenticate
         self._refusals = refusals
@@ -129,7 +143,7 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
     def _check(self, request: Message | GameNodeError) -> None:
         if isinstance(request, GameNodeError):
             raise request
-        check_message(self._validator, request)
+        check_message(self._validator, request, self._checks.get(type(request)))
 
     def _unary(self, call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
         async def guarded(request: Message, context: Context) -> Any:
@@ -218,6 +232,11 @@ def _reading(read: Callable[[bytes], Message]) -> Callable[[bytes], Message | Ga
 def calling_actor() -> Actor:
     """Return who makes the call that is being served."""
     return _caller.get()
+
+
+def _is_named(field: str, named: Sequence[str]) -> bool:
+    """Return whether `field`, or something in it, is among what is wrong already."""
+    return any(other == field or other.startswith((f"{field}.", f"{field}[")) for other in named)
 
 
 def _host_of(peer: str) -> str:

@@ -80,11 +80,35 @@ async def test_a_part_that_hangs_is_not_asked_again_before_it_came_back(gate: _G
     assert gate.entered == 1
     assert await collector.may_have_changed()
 
+
+async def test_what_came_too_late_is_taken_by_the_next_collection(gate: _Gate) -> None:
+    collector = _collector(_part("disk", gate.work))
+    assert (await collector.collect()).failed
+
     gate.open.set()
 
     collection = await _until(collector, lambda it: not it.failed)
     assert collection.inventory == _DISK
+    assert gate.entered == 1
+    assert not await collector.may_have_changed()
+    assert not (await collector.collect()).failed
     assert gate.entered == 2
+
+
+async def test_a_glance_that_hangs_asks_for_a_collection_and_holds_nothing_up(gate: _Gate) -> None:
+    hangs = [False]
+    collector = _collector(
+        _part("disk", lambda: _DISK, lambda: gate.work() if hangs[0] else _DISK),
+    )
+    _ = await collector.collect()
+    hangs[0] = True
+    began_s = time.monotonic()
+
+    assert await collector.may_have_changed()
+    assert await collector.may_have_changed()
+
+    assert gate.entered == 1
+    assert time.monotonic() - began_s < 2.0
 
 
 async def test_a_part_that_fails_once_stays_as_it_was_seen_last() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from gamenode.agent.inventory.addresses import ask_addresses
-from gamenode.agent.inventory.collector import Collector, CollectorSettings, parts_of, this_host
+from gamenode.agent.inventory.collector import Collector, CollectorSettings, host_parts
 from gamenode.domain.inventory import Inventory
 from gamenode.lib.clock import SystemClock
 
@@ -26,11 +27,12 @@ def _say(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
 
 
-@pytest.fixture
-async def inventory() -> Inventory:
+@pytest.fixture(scope="module")
+def inventory() -> Inventory:
     settings = CollectorSettings(part_timeout_s=30.0, program_timeout_s=20.0)
-    host = this_host(settings, engine_socket=Path("/var/run/docker.sock"))
-    collection = await Collector(parts_of(host), clock=SystemClock(), settings=settings).collect()
+    parts = host_parts(settings, engine_socket=Path("/var/run/docker.sock"))
+    collector = Collector(parts, clock=SystemClock(), settings=settings)
+    collection = asyncio.run(collector.collect())
     assert collection.failed == ()
     return collection.inventory
 
