@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Final, Protocol, TypeVar
@@ -98,7 +98,11 @@ class UploaderSettings:
     log_bytes_max: int = 16 * 1024 * 1024 * 1024
     """How long one log may get; the rest is dropped, and a record in the log says so."""
     threads: int = 2
-    retry: Backoff = field(default_factory=lambda: Backoff(first_s=0.2, most_s=15.0))
+    """Threads that write and read the spool."""
+    retry_first_s: float = 0.2
+    """The wait after a chunk that was not taken; it doubles with each in a row."""
+    retry_most_s: float = 15.0
+    """The longest such wait."""
 
 
 class LogUploader:
@@ -260,6 +264,9 @@ class _Upload:
         self._source = source
         self._shared = shared
         self._settings = shared.settings
+        self._backoff = Backoff(
+            first_s=shared.settings.retry_first_s, most_s=shared.settings.retry_most_s
+        )
         self._live = asyncio.Event()
         self._asked = new
         self._spooled = shared.spool.create(key)
@@ -404,13 +411,15 @@ class _Upload:
                 end, _ = await self._shared.in_thread(
                     partial(self._spool, block, start), self._spooled_up_to
                 )
-            except OSError:
-                _log.exception(
-                    "the log spool cannot be written; the output waits where it is",
-                    extra={"event": "log.spool_failed", "pipeline_id": self._key.pipeline_id},
-                )
+            except OSError as error:
                 failures += 1
-                await asyncio.sleep(self._settings.retry.delay_s(failures, self._shared.random))
+                if failures == 1:
+                    _log.warning(
+                        "the log spool cannot be written; the output waits where it is: %s",
+                        error,
+                        extra={"event": "log.spool_failed", "pipeline_id": self._key.pipeline_id},
+                    )
+                await asyncio.sleep(self._backoff.delay_s(failures, self._shared.random))
             else:
                 start, failures = end, 0
 
@@ -584,7 +593,7 @@ class _Upload:
             return False
         if answer.next_offset != mark.end:
             self._failures += 1
-            self._pause_s = self._settings.retry.delay_s(self._failures, self._shared.random)
+            self._pause_s = self._backoff.delay_s(self._failures, self._shared.random)
             return False
         self._failures = 0
         self._pause_s = answer.retry_after_s
@@ -596,7 +605,7 @@ class _Upload:
             self._stop(self._acknowledged, b"")
             return
         self._failures += 1
-        delay_s = self._settings.retry.delay_s(self._failures, self._shared.random)
+        delay_s = self._backoff.delay_s(self._failures, self._shared.random)
         self._pause_s = max(delay_s, error.retry_after_s or 0.0)
         if self._failures == 1:
             _log.warning(
