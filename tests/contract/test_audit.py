@@ -59,7 +59,9 @@ async def filled(url: str, open_database: OpenDatabase) -> tuple[Database, list[
 
 
 async def verified(database: Database, *, key: bytes = KEY, head: str = "") -> AuditVerdict:
-    return await database.read(lambda conn: audit.verify(conn, key, known_head=head))
+    return await database.read(
+        lambda conn: audit.verify(conn, key, known_heads=[head] if head else [])
+    )
 
 
 async def test_what_nobody_touched_is_sound(database_url: str, open_database: OpenDatabase) -> None:

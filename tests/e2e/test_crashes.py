@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.cluster import Cluster, Started, counted, counting, eventually, pipeline, step
 
 LINES = 300
-STORM_S = 12.0
+STORM_S = 8.0
 
 
 def _slow_file(starts: Path, lines: int = LINES) -> str:
@@ -42,6 +42,18 @@ def test_a_run_outlives_kills_of_the_server(cluster: Cluster, tmp_path: Path) ->
         _printed(run, line)
         server.kill()
         server = cluster.server()
+    _ended_whole(cluster, run, tmp_path / "starts")
+
+
+def test_a_run_outlives_a_kill_of_a_server_on_postgresql(
+    cluster: Cluster, postgres_url: str, tmp_path: Path
+) -> None:
+    server = cluster.server(DATABASE__URL=postgres_url)
+    cluster.agent()
+    run = cluster.run_unawaited(_slow_file(tmp_path / "starts"))
+    _printed(run, 50)
+    server.kill()
+    cluster.server(DATABASE__URL=postgres_url)
     _ended_whole(cluster, run, tmp_path / "starts")
 
 
@@ -132,7 +144,7 @@ def test_random_kills_of_server_and_agent_lose_and_double_nothing(
     starts = tmp_path / "starts"
     programs = {"server": cluster.server(), "agent": cluster.agent()}
     start = {"server": cluster.server, "agent": cluster.agent_unawaited}
-    runs = []
+    runs: list[tuple[str, int]] = []
     deadline_s = time.monotonic() + STORM_S
     while time.monotonic() < deadline_s:
         number = len(runs)

@@ -14,11 +14,13 @@ from pathlib import Path
 import grpc
 import pytest
 from tests.support.cluster import Cluster, Started, counted, counting, eventually, pipeline, step
+from tests.support.signed import signed
 
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 
 STOP_S_MAX = 10.0
+FOLLOWED_STOP_S_MAX = 3.0  # nobody is waited for until the grace is over
 USAGE, CONFLICT = 2, 6
 
 
@@ -104,7 +106,7 @@ def test_a_taken_port_is_named_with_the_flag_that_changes_it(
     eventually(lambda: not cluster.below(), "nothing stays behind")
 
 
-def test_a_data_folder_in_use_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_data_folder_in_use_is_refused(cluster: Cluster) -> None:
     with_other_ports = Cluster(cluster.folder)
     cluster.server()
     cluster.agent()
@@ -123,12 +125,16 @@ def test_a_data_folder_in_use_is_refused(cluster: Cluster, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:8080"])
 @pytest.mark.parametrize("flag", ["--http", "--grpc"])
-def test_a_server_refuses_an_address_that_others_reach_and_says_why(
+def test_who_lets_everybody_in_refuses_an_address_that_others_reach_and_says_why(
     cluster: Cluster, address: str, flag: str
 ) -> None:
-    done = cluster.command("server", flag, address, "--data", str(cluster.folder / "server"))
+    done = cluster.start(
+        *("server", flag, address, "--data", str(cluster.folder / "server")),
+        name="server",
+        ACCESS__AUTH="none",
+    ).done()
     assert done.exit_code == USAGE
-    assert f"will not listen on {address}: nobody has to sign in yet" in done.stderr
+    assert f"will not listen on {address}: nobody has to sign in here" in done.stderr
     assert "127.0.0.1" in done.stderr
 
 
@@ -173,10 +179,12 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
         grpc.insecure_channel(cluster.grpc) as channel,
         ThreadPoolExecutor(1) as pool,
     ):
-        plain.request("GET", "/api/v1/events?follow=true&after=0")
+        plain.request(
+            "GET", "/api/v1/events?follow=true&after=0", headers={"authorization": cluster.bearer}
+        )
         stream = plain.getresponse()
         waiting = pool.submit(cluster.request, "GET", f"/api/v1/pipelines/{pipeline_id}?wait=60s")
-        stub = pb_grpc.GameNodeServiceStub(channel)
+        stub = pb_grpc.GameNodeServiceStub(signed(channel, cluster.bearer))
         watching = stub.WatchEvents(pb.WatchEventsRequest(after=0))
         following = stub.StreamLogs(
             pb.LogRequest(pipeline_id=pipeline_id, step_id="a", follow=True)
@@ -184,7 +192,9 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
         assert next(iter(watching)).type == "node.registered"
         assert next(iter(following)).text == b"here"
 
+        begun_s = time.monotonic()
         assert server.stop(within_s=STOP_S_MAX) == 0
+        assert time.monotonic() - begun_s < FOLLOWED_STOP_S_MAX
 
         assert waiting.result().json["status"] == "RUNNING"
         assert "node.registered" in stream.read().decode()  # whole, to a clean end
@@ -214,3 +224,25 @@ def test_dev_is_ready_with_several_nodes(cluster: Cluster) -> None:
     assert {node["id"]: node["online"] for node in nodes} == {
         f"local-{number}": True for number in (1, 2, 3)
     }
+
+
+def test_dev_hands_settings_of_the_environment_to_the_program_that_knows_them(
+    cluster: Cluster,
+) -> None:
+    dev = cluster.start(
+        *("dev", "--runtime", "process", "--data", str(cluster.folder)),
+        name="dev",
+        SERVER__HTTP=cluster.http,
+        SERVER__GRPC=cluster.grpc,
+        NODES__HEARTBEAT_INTERVAL_S="1.5",
+        SESSION__HEARTBEAT_RETRIES="2",
+    )
+    eventually(lambda: "(online)" in dev.stdout, "its node is online")
+    assert cluster.run(pipeline(step("a", "echo hello"))).stdout == "hello\n"
+
+
+def test_a_setting_that_nobody_knows_is_named(cluster: Cluster) -> None:
+    done = cluster.dev_unawaited(NODES__HEARTBEAT_INTREVAL_S="1").done()
+    assert done.exit_code == USAGE
+    assert "GAMENODE_NODES__HEARTBEAT_INTREVAL_S" in done.stderr
+    assert "did you mean nodes.heartbeat_interval_s?" in done.stderr

@@ -267,3 +267,11 @@ def test_a_wait_answers_at_once_when_the_pipeline_ends(shared: Cluster, tmp_path
         assert waiting.result(CANCEL_S_MAX).json["status"] == "COMPLETED"
     again = shared.request("GET", f"/api/v1/pipelines/{pipeline_id}?wait=60s", within_s=5.0)
     assert again.json["status"] == "COMPLETED"
+
+
+def test_a_pipeline_is_found_by_what_a_table_shows_of_its_id(shared: Cluster) -> None:
+    pipeline_id = shared.create(pipeline(step("one", "echo found")))
+    shared.ended(pipeline_id)
+
+    for part in (pipeline_id[-8:], pipeline_id[:13]):
+        assert shared.command("logs", part).stdout == "found\n"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
+from typing import Any, cast
 
-from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from gamenode.domain.access import Actor, ActorKind, Role
+from gamenode.domain.access import Actor, ActorKind, ApiToken, Role
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.event import Event, EventFilter
-from gamenode.domain.inventory import Inventory
+from gamenode.domain.inventory import Inventory, InventoryVersion
+from gamenode.domain.inventory_diff import InventoryDiff, diff
 from gamenode.domain.log import LogKey, LogSlice
 from gamenode.domain.node import Drain, Link, Maintenance, Node, NodePatch, NodeType, StateChange
 from gamenode.domain.pipeline import (
@@ -25,10 +27,10 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.selector import Selector
-from gamenode.lib.clock import Instant
-from gamenode.server.api.app import ApiSettings, create_api
-from gamenode.server.api.guard import local_admin
-from gamenode.server.api.nouns import EventLog, Nouns
+from gamenode.lib.clock import Instant, after
+from gamenode.server.api.app import ApiSettings, Nouns, create_api
+from gamenode.server.api.operation import Authenticate
+from gamenode.server.events.audit import AuditRecord, AuditVerdict
 from gamenode.server.logs.streamer import From
 
 NOW = Instant(1_795_557_600_123_456_789)  # 2026-11-24T22:00:00.123456789Z
@@ -78,6 +80,8 @@ def make_node(node_id: str, *, online: bool = True, note: str = "") -> Node:
         note=note,
         conditions=(),
         inventory=Inventory(),
+        inventory_version=1,
+        inventory_hash="",
         registered_at=NOW,
     )
 
@@ -271,6 +275,79 @@ class MemoryNodes:
         return [][:limit]
 
 
+def _values_of_id(node_id: str, key: str) -> Sequence[str]:
+    return [node_id] if key == "id" else []
+
+
+class MemoryInventories:
+    """Versions by node, the oldest first; a time or a missing name means the newest."""
+
+    def __init__(self) -> None:
+        self.versions_of: dict[str, list[InventoryVersion]] = {}
+        self.failure: GameNodeError | None = None
+
+    def add(self, node_id: str, inventory: Inventory, *, at: int = 0) -> InventoryVersion:
+        kept = self.versions_of.setdefault(node_id, [])
+        version = InventoryVersion(
+            node_id=node_id,
+            version=len(kept) + 1,
+            collected_at=Instant(NOW + at),
+            seen_at=Instant(NOW + at),
+            hash="",
+            inventory=inventory,
+            failed=(),
+            summary="",
+        )
+        kept.append(version)
+        return version
+
+    async def show(
+        self, node_id: str, *, version: int | None = None, at: Instant | None = None
+    ) -> InventoryVersion:
+        del at
+        kept = self.versions_of.get(node_id)
+        if kept is None:
+            raise GameNodeError(ErrorCode.NODE_NOT_FOUND, f"there is no node {node_id}")
+        return kept[-1] if version is None else kept[version - 1]
+
+    async def versions(
+        self, node_id: str, *, limit: int, before: int | None
+    ) -> Sequence[InventoryVersion]:
+        newest_first = reversed(self.versions_of[node_id])
+        return [one for one in newest_first if before is None or one.version < before][:limit]
+
+    async def diff(self, node_id: str, *, from_: str, to: str) -> InventoryDiff:
+        kept = self.versions_of[node_id]
+        after = await self.show(node_id, version=int(to) if to else None)
+        before = kept[int(from_) - 1] if from_ else kept[max(0, after.version - 2)]
+        return InventoryDiff(
+            node_id=node_id,
+            from_version=before.version,
+            to_version=after.version,
+            changes=diff(before.inventory, after.inventory),
+        )
+
+    async def query(
+        self,
+        selector: Selector,
+        *,
+        at: Instant | None,
+        changed_since: Instant | None,
+        after: str = "",
+    ) -> AsyncGenerator[InventoryVersion]:
+        del at
+        for node_id, kept in sorted(self.versions_of.items()):
+            fits = selector.matches(partial(_values_of_id, node_id))
+            since = changed_since is None or kept[-1].collected_at >= changed_since
+            if node_id > after and fits and since:
+                yield kept[-1]
+
+    async def collect(self, node_id: str) -> InventoryVersion:
+        if self.failure:
+            raise self.failure
+        return await self.show(node_id)
+
+
 class MemoryLogs:
     """Logs that grow while they are read, in blocks of whole lines."""
 
@@ -391,8 +468,87 @@ def make_event(number: int, *, type_: str = "pipeline.created", message: str = "
     )
 
 
-def viewer(_request: Request) -> Actor:
-    return Actor(kind=ActorKind.TOKEN, name="grafana", role=Role.VIEWER)
+class MemoryTokens:
+    def __init__(self) -> None:
+        self.tokens: list[ApiToken] = []
+
+    async def create(
+        self, *, name: str, role: Role, ttl_s: float | None, by: Actor
+    ) -> tuple[ApiToken, str]:
+        token = ApiToken(
+            id=pipeline_id(len(self.tokens) + 1),
+            name=name,
+            role=role,
+            created_at=NOW,
+            created_by=by.name,
+            expires_at=None if ttl_s is None else after(NOW, ttl_s),
+            last_used_at=None,
+            revoked_at=None,
+        )
+        self.tokens.append(token)
+        return token, "gn_secret"
+
+    async def list(self, *, q: str, limit: int, before: str) -> Sequence[ApiToken]:
+        found = [t for t in self.tokens if q in t.name and (not before or t.id < before)]
+        return sorted(found, key=lambda token: token.id, reverse=True)[:limit]
+
+    async def revoke(self, token_id: str, *, by: Actor) -> ApiToken:
+        del by
+        for index, token in enumerate(self.tokens):
+            if token.id == token_id:
+                self.tokens[index] = replace(token, revoked_at=NOW)
+                return self.tokens[index]
+        raise GameNodeError(ErrorCode.NOT_FOUND, f"there is no token {token_id}")
+
+
+class MemoryAudit:
+    """An audit log; it keeps the refused acts that it is told of."""
+
+    def __init__(self) -> None:
+        self.records: list[AuditRecord] = []
+        self.verdict = AuditVerdict(ok=True, rows=0, head="", first_bad=None)
+        self.refused: list[tuple[str, str, str]] = []
+
+    async def list(self, *, limit: int, before: int | None) -> Sequence[AuditRecord]:
+        found = [record for record in self.records if before is None or record.id < before]
+        return sorted(found, key=lambda record: record.id, reverse=True)[:limit]
+
+    async def verify(self, *, known_head: str = "") -> AuditVerdict:
+        del known_head
+        return self.verdict
+
+    async def record(
+        self,
+        error: GameNodeError,
+        *,
+        operation: str,
+        by: Actor,
+        target: str,
+        reason: str = "",
+        request_id: str = "",
+    ) -> None:
+        del by, reason, request_id
+        self.refused.append((operation, target, error.code))
+
+
+class MemoryErrors:
+    """Reports errors to nobody."""
+
+    def __init__(self) -> None:
+        self.places: list[str] = []
+
+    def report(self, error: Exception, *, place: str, request_id: str = "") -> GameNodeError:
+        del error, request_id
+        self.places.append(place)
+        return GameNodeError(ErrorCode.INTERNAL, "failed", error_id=pipeline_id(len(self.places)))
+
+
+async def local_admin(_authorization: str | None, /, *, source: str) -> Actor:
+    return Actor(kind=ActorKind.LOCAL, name="local", role=Role.ADMIN, source=source)
+
+
+async def viewer(_authorization: str | None, /, *, source: str) -> Actor:
+    return Actor(kind=ActorKind.TOKEN, name="grafana", role=Role.VIEWER, source=source)
 
 
 class Api:
@@ -401,25 +557,35 @@ class Api:
     def __init__(
         self,
         settings: ApiSettings = ApiSettings(),  # noqa: B008 - frozen
-        authenticate: Callable[[Request], Actor] = local_admin,
-        events: EventLog | None = None,
+        authenticate: Authenticate = local_admin,
+        events: object | None = None,
     ) -> None:
         self.pipelines = MemoryPipelines()
         self.nodes = MemoryNodes()
+        self.inventories = MemoryInventories()
         self.logs = MemoryLogs()
         self.events = MemoryEvents()
+        self.tokens = MemoryTokens()
+        self.audit = MemoryAudit()
+        self.errors = MemoryErrors()
         self.not_ready = ""
+        self.nouns = Nouns(
+            pipeline_manager=cast("Any", self.pipelines),
+            pipeline_service=cast("Any", self.pipelines),
+            nodes=cast("Any", self.nodes),
+            inventories=cast("Any", self.inventories),
+            logs=cast("Any", self.logs),
+            events=cast("Any", events or self.events),
+            tokens=cast("Any", self.tokens),
+            audit=cast("Any", self.audit),
+            why_not_ready=lambda: self.not_ready,
+        )
         self.app: ASGIApp = create_api(
-            Nouns(
-                pipeline_manager=self.pipelines,
-                pipeline_service=self.pipelines,
-                nodes=self.nodes,
-                logs=self.logs,
-                events=events or self.events,
-                why_not_ready=lambda: self.not_ready,
-            ),
+            self.nouns,
             settings=settings,
             authenticate=authenticate,
+            refusals=self.audit,
+            internal_errors=self.errors,
             clock=FixedClock(),
             ids=CountingIds(),
         )

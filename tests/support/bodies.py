@@ -66,10 +66,76 @@ def node(node_id: str = "fra-07", **members: Any) -> dict[str, Any]:
         "labels": {"zone": "a"},
         "note": "",
         "conditions": [],
-        "inventory_version": None,
+        "inventory_version": 1,
         "registered_at": "2026-11-20T08:00:00.000Z",
         **members,
     }
+
+
+def inventory(version: int = 1, **members: Any) -> dict[str, Any]:
+    return {
+        "node_id": "fra-07",
+        "version": version,
+        "collected_at": "2026-11-24T21:00:00.000Z",
+        "seen_at": "2026-11-24T21:58:00.000Z",
+        "hash": "5f" * 32,
+        "hardware": {
+            "cpu": [
+                {
+                    "model": "EPYC 7302",
+                    "cores": 16,
+                    "threads": None,
+                    "frequency_hertz": 3.3e9,
+                    "cache_bytes": None,
+                    "architecture": "x86_64",
+                    "socket": 0,
+                }
+            ],
+            "memory": {
+                "total_bytes": 64 * 2**30,
+                "type": None,
+                "frequency_hertz": None,
+                "channels": None,
+                "modules": [],
+            },
+            "gpu": [],
+            "disk": [
+                {
+                    "model": "S980",
+                    "capacity_bytes": None,
+                    "type": "ssd",
+                    "interface": "nvme",
+                    "path": "/dev/nvme0n1",
+                    "serial": "S1",
+                    "mounts": ["/", "/srv"],
+                }
+            ],
+        },
+        "software": {
+            "os": {"distribution": "debian", "version": "12", "architecture": None},
+            "kernel": {"major": 6, "minor": 1, "patch": 0, "release": "6.1.0-18-amd64"},
+            "gpu_driver": {"driver_version": None, "compute_version": None},
+            "runtimes": {"docker": "26.1.0", "containerd": None, "runc": None},
+        },
+        "network": {"interfaces": []},
+        "failed": [{"part": "gpu", "reason": "NVML did not answer"}],
+        **members,
+    }
+
+
+def inventory_version(version: int = 1, summary: str = "") -> dict[str, Any]:
+    return {
+        "version": version,
+        "collected_at": "2026-11-24T21:00:00.000Z",
+        "seen_at": "2026-11-24T21:58:00.000Z",
+        "hash": "5f" * 32,
+        "summary": summary,
+        "failed": [],
+    }
+
+
+def inventory_diff(*changes: dict[str, Any]) -> dict[str, Any]:
+    return {"node_id": "fra-07", "from": 1, "to": 2, "changes": list(changes)}
 
 
 def event(event_id: int, type_: str = "pipeline.created", **members: Any) -> dict[str, Any]:
@@ -82,6 +148,38 @@ def event(event_id: int, type_: str = "pipeline.created", **members: Any) -> dic
         "message": "",
         "timestamp": "2026-11-24T21:58:21.000Z",
         "data": {},
+        **members,
+    }
+
+
+def token(**members: Any) -> dict[str, Any]:
+    return {
+        "id": PIPELINE_ID,
+        "name": "grafana",
+        "role": "viewer",
+        "created_at": "2026-11-24T21:58:21.000Z",
+        "created_by": "ann",
+        "expires_at": None,
+        "last_used_at": None,
+        "revoked_at": None,
+        **members,
+    }
+
+
+def audit_entry(**members: Any) -> dict[str, Any]:
+    return {
+        "id": 1,
+        "at": "2026-11-24T21:58:21.000Z",
+        "actor": {"kind": "token", "name": "ann", "role": "admin"},
+        "action": "node.state",
+        "target": "fra-07",
+        "reason": "fans",
+        "source": "127.0.0.1",
+        "outcome": "accepted",
+        "code": "",
+        "before": "normal",
+        "after": "maintenance",
+        "request_id": "",
         **members,
     }
 

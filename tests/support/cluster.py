@@ -93,7 +93,10 @@ class Done:
 class Started:
     """A program that was started; what it says goes to files."""
 
-    def __init__(self, name: str, arguments: Sequence[str], folder: Path, env: Mapping[str, str]):
+    def __init__(
+        self, name: str, arguments: Sequence[str], folder: Path, env: Mapping[str, str]
+    ) -> None:
+        """Start it."""
         self.name = name
         self._stdout, self._stderr = folder / f"{name}.stdout", folder / f"{name}.stderr"
         with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
@@ -153,6 +156,8 @@ class Cluster:
         self.folder = folder.resolve()
         self.http, self.grpc = (f"127.0.0.1:{port}" for port in _free_ports(2))
         self.started: list[Started] = []
+        self.token = ""
+        """The administrator's, once a server has made one."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("GAMENODE_")}
         self._env = {
             **kept,
@@ -162,11 +167,20 @@ class Cluster:
             **{f"GAMENODE_{name}": value for name, value in settings.items()},
         }
 
+    @property
+    def bearer(self) -> str:
+        """The administrator's credentials."""
+        return f"Bearer {self.token}"
+
     # Programs
 
     def start(self, *arguments: str, name: str, **settings: str) -> Started:
         """Start a program and do not wait for anything."""
-        env = {**self._env, **{f"GAMENODE_{key}": value for key, value in settings.items()}}
+        env = {
+            **self._env,
+            "GAMENODE_TOKEN": self.token,
+            **{f"GAMENODE_{key}": value for key, value in settings.items()},
+        }
         number = len(self.started) + 1
         started = Started(f"{number:03}-{name}", arguments, self.folder, env)
         self.started.append(started)
@@ -181,6 +195,8 @@ class Cluster:
             **settings,
         )
         self.until_ready(server)
+        first_token = self.folder / "server" / "admin-token"
+        self.token = first_token.read_text().strip() if first_token.exists() else ""
         return server
 
     def agent(self, node: str = "n1", *arguments: str, **settings: str) -> Started:
@@ -256,7 +272,8 @@ class Cluster:
         content = body if isinstance(body, bytes) else None
         if body is not None and content is None:
             content = json.dumps(body).encode()
-        sent = {"content-type": "application/json", **(headers or {})}
+        credentials = {"authorization": self.bearer} if self.token else {}
+        sent = {"content-type": "application/json", **credentials, **(headers or {})}
         connection = http.client.HTTPConnection(self.http, timeout=within_s)
         try:
             connection.request(method, path, body=content, headers=sent)
@@ -332,7 +349,7 @@ class Cluster:
 
     def steps(self) -> list[int]:
         """Return the processes of steps and their supervisors."""
-        return [pid for folder in self._runs() for pid in _processes_in(folder)]
+        return [pid for folder in self._runs() for pid in _processes_in(folder, hidden=False)]
 
     def close(self) -> None:
         """End everything, steps first of all that could start some."""
@@ -384,12 +401,13 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
-def _processes_in(folder: Path) -> list[int]:
+def _processes_in(folder: Path, *, hidden: bool = True) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(OSError):
-                if (entry / "cwd").readlink().is_relative_to(folder):
+            with suppress(OSError, ValueError):
+                below = (entry / "cwd").readlink().relative_to(folder)
+                if hidden or not str(below).startswith("."):
                     found.append(int(entry.name))
     return found
 

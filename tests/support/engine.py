@@ -71,7 +71,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     if missing := [name for name in _PROGRAMS if shutil.which(name) is None]:
         pytest.skip(f"needs a container engine: make test-deps ({', '.join(missing)} missing)")
     with running_engine(tmp_path_factory.mktemp("engine")) as engine:
-        engine.docker("import", "-", IMAGE, stdin=_image())
+        engine.docker("import", "-", IMAGE, stdin=image())
         yield engine
 
 
@@ -127,7 +127,7 @@ def _await_answer(engine: Engine, daemon: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _image() -> bytes:
+def image() -> bytes:
     """Return the files of the image: a busybox, and its commands as links."""
     busybox = shutil.which("busybox")
     assert busybox is not None

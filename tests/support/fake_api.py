@@ -123,7 +123,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815 - as http.server calls them
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as it is called
         """Be quiet."""

@@ -74,6 +74,7 @@ def running_fleet(
         folder / "server.log",
         *("server", "--http", http_address, "--grpc", grpc_address),
         *("--data", str(folder / "server"), "--log-level", "warning"),
+        GAMENODE_ACCESS__AUTH="none",
     )
     agent = _spawn(
         folder / "agent.log",
@@ -90,10 +91,10 @@ def running_fleet(
             process.wait(START_S_MAX)
 
 
-def _spawn(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def _spawn(log: Path, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
-            (*PROGRAM, *arguments), stdout=output, stderr=output, env=environment()
+            (*PROGRAM, *arguments), stdout=output, stderr=output, env=environment() | settings
         )
 
 

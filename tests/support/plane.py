@@ -19,6 +19,8 @@ from typing import Any, Generic, TypeVar, cast
 
 import pytest
 
+from gamenode.agent.inventory.collector import Collector, CollectorSettings
+from gamenode.agent.inventory_reporter import InventoryReporter, ReporterSettings
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import AgentStream, LinkError
 from gamenode.agent.runner import Runner, RunnerSettings
@@ -31,9 +33,15 @@ from gamenode.domain.access import Actor, ActorKind, Role
 from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import Event, EventFilter
-from gamenode.domain.inventory import Inventory
+from gamenode.domain.inventory import Collection, CollectionAnswer, Inventory
 from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
-from gamenode.domain.node import Heartbeat, NodeType, Registration, RegistrationAnswer
+from gamenode.domain.node import (
+    ConditionType,
+    Heartbeat,
+    NodeType,
+    Registration,
+    RegistrationAnswer,
+)
 from gamenode.domain.pipeline import NewPipeline, Pipeline
 from gamenode.lib.clock import Clock
 from gamenode.lib.tasks import Supervisor
@@ -45,13 +53,13 @@ from gamenode.server.logs.service import LogService, LogSettings
 from gamenode.server.logs.streamer import LogStreamer, StreamerSettings
 from gamenode.server.metrics.service import MetricService, MetricSettings
 from gamenode.server.nodes.manager import NodeManager, NodeSettings
-from gamenode.server.nodes.service import GameNodeService
+from gamenode.server.nodes.service import GameNodeService, InventorySettings
 from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings, TaskDispatcher
 from gamenode.server.pipelines.manager import PipelineManager, PipelineSettings
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.server.rpc.agent_link import AgentLink, AgentLinkSettings
-from gamenode.server.rpc.servicer import GameNodeServer
+from gamenode.server.rpc.servicer import GameNodeServer, RpcSettings
 from gamenode.wire import codec
 from gamenode.wire.cri import checksum
 from gamenode.wire.errors import OUTWARD
@@ -138,13 +146,14 @@ class ControlPlane:
         )
         self.feed = EventFeed(self.database, settings=EventFeedSettings(), audit_key=b"key")
         self.database.on_commit(self.feed)
-        self.node_service = GameNodeService(self.database)
+        self.node_service = GameNodeService(self.database, InventorySettings())
         self.nodes = NodeManager(
             service=self.node_service,
             clock=clock,
             ids=ids,
             settings=settings.nodes,
             states=StateSettings(),
+            inventories=InventorySettings(),
         )
         self.service = GamePipelineGRPCService(self.database)
         files = LogFiles(folder / "logs")
@@ -184,13 +193,14 @@ class ControlPlane:
             log_service=self.log_service,
             metrics=MetricService(self.database, clock=clock, settings=MetricSettings()),
             feed=self.feed,
+            settings=RpcSettings(),
             link=AgentLink(
                 nodes=self.nodes, pipelines=self.pipelines, random=random, settings=settings.link
             ),
             clock=clock,
         )
         self.nodes.on_change(self.dispatcher.wake)
-        self.feed.on_events(lambda _: self.dispatcher.wake())
+        self.feed.on_events(self.dispatcher.hear)
         self.streams: set[asyncio.Task[None]] = set()
         self._supervisor = Supervisor()
 
@@ -258,6 +268,10 @@ class Network:
         self.streams.clear()
 
 
+async def _healthy() -> dict[ConditionType, str]:
+    return {}
+
+
 class MemoryLink:
     """A `Link` over a `Network`."""
 
@@ -285,6 +299,10 @@ class MemoryLink:
         stream = MemoryStream(self._network)
         stream.send(pb.AgentMessage(statement=codec.encode_statement(statement)))
         return stream
+
+    async def update_inventory(self, collection: Collection) -> CollectionAnswer:
+        del collection
+        return CollectionAnswer(accepted=True)
 
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
@@ -526,7 +544,16 @@ class NodeAgent:
             runner=self.runner,
             uploader=self.uploader,
             outbox=self.outbox,
+            inventory=InventoryReporter(
+                collector=Collector((), clock=self._clock, settings=CollectorSettings()),
+                send=self.link.update_inventory,
+                active=lambda: False,  # what it is made of is no matter here
+                clock=self._clock,
+                random=self._random,
+                settings=ReporterSettings(),
+            ),
             registration=self._registration,
+            conditions=_healthy,
             clock=self._clock,
             random=self._random,
             settings=self._session_settings,

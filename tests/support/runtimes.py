@@ -7,7 +7,7 @@ import itertools
 import shlex
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -170,9 +170,11 @@ async def whole_log(
 async def until_ended(runtime: Runtime, run: RunKey) -> Ended:
     """Ask again and again what became of `run`, as `wait` does not; not for ever."""
     async with asyncio.timeout(20.0):
-        while not isinstance(found := await runtime.find(run), Ended):
+        while True:
+            found = await runtime.find(run)
+            if isinstance(found, Ended):
+                return found
             await asyncio.sleep(0.02)
-        return found
 
 
 async def first_block(runtime: Runtime, run: RunKey) -> LogBlock:
@@ -206,3 +208,10 @@ def commands_with(marker: str) -> list[int]:
             if marker.encode() in listing.read_bytes():
                 found.append(int(listing.parent.name))
     return found
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until `holds` does, not for ever."""
+    async with asyncio.timeout(20.0):
+        while not holds():  # noqa: ASYNC110 - other processes bring it about
+            await asyncio.sleep(0.01)

@@ -11,6 +11,7 @@ import grpc.aio
 
 from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
 from gamenode.domain.errors import GameNodeError
+from gamenode.domain.inventory import Collection, CollectionAnswer
 from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
 from gamenode.domain.node import Heartbeat, Registration, RegistrationAnswer
 from gamenode.wire import codec
@@ -91,6 +92,9 @@ class Link(Protocol):
     async def open(self, statement: Statement) -> AgentStream:
         """Open a stream with a statement."""
 
+    async def update_inventory(self, collection: Collection) -> CollectionAnswer:
+        """Bring what the node is made of."""
+
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
     ) -> AppendAnswer:
@@ -137,6 +141,18 @@ class GrpcLink:
             raise
         return stream
 
+    async def update_inventory(self, collection: Collection) -> CollectionAnswer:
+        """Bring what the node is made of."""
+        node_id, session_id = self._session
+        request = codec.encode_resource_info(collection, node_id=node_id, session_id=session_id)
+        try:
+            response = await self._stub().UpdateResourceInfo(
+                request, timeout=self._settings.call_timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _link_error(error) from error
+        return codec.decode_resource_answer(response)
+
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
     ) -> AppendAnswer:
@@ -158,9 +174,10 @@ class GrpcLink:
         return codec.decode_append_answer(response)
 
     async def close(self) -> None:
-        """Close the connection."""
-        if self._channel is not None:
-            await self._channel.close()
+        """Close the connection; another call opens it again."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
     def _stub(self) -> pb_grpc.GameNodeServiceAsyncStub:
         if self._channel is None:
@@ -192,6 +209,7 @@ class _GrpcStream:
     ) -> None:
         self._call = call
         self._write_timeout_s = write_timeout_s
+        self._writing = asyncio.Lock()
 
     async def read(self) -> ServerWord | None:
         try:
@@ -234,7 +252,8 @@ class _GrpcStream:
 
     async def write(self, message: pb.AgentMessage) -> None:
         try:
-            async with asyncio.timeout(self._write_timeout_s):
+            # One at a time: gRPC ends a call on which two writes meet.
+            async with asyncio.timeout(self._write_timeout_s), self._writing:
                 await self._call.write(message)
         except grpc.aio.AioRpcError as error:
             raise _link_error(error) from error

@@ -30,11 +30,11 @@ from gamenode.domain.command import (
     Dispatch,
     ExecuteOrder,
     GrantedStep,
-    Order,
     OrderAnswer,
     OrderOutcome,
     StateConfirmation,
     StateOrder,
+    WorkOrder,
 )
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.log import LogEnd, LogKey, LogPosition
@@ -143,7 +143,7 @@ class Runner:
         """Return every dispatch that the server has not released."""
         return [d for d, work in self._works.items() if not work.released.is_set()]
 
-    async def take(self, order: Order) -> OrderAnswer:
+    async def take(self, order: WorkOrder) -> OrderAnswer:
         """Accept an order durably, or refuse it. Repeats are harmless.
 
         Raises:

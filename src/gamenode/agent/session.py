@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from gamenode.agent.inventory_reporter import InventoryReporter
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import AgentStream, Link, LinkError
 from gamenode.agent.runner import Runner
@@ -22,6 +23,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Closed,
     CloseReason,
+    CollectOrder,
     Dispatch,
     FencedOrder,
     FollowLog,
@@ -35,8 +37,10 @@ from gamenode.domain.command import (
     Welcome,
 )
 from gamenode.domain.node import (
+    ConditionType,
     Heartbeat,
     HeartbeatResult,
+    Maintenance,
     Registration,
     RegistrationAnswer,
 )
@@ -138,7 +142,9 @@ class Session:
         runner: Runner,
         uploader: LogUploader,
         outbox: Outbox,
+        inventory: InventoryReporter,
         registration: Callable[[int | None], Awaitable[Registration]],
+        conditions: Callable[[], Awaitable[Mapping[ConditionType, str]]],
         clock: Clock,
         random: Random,
         settings: SessionSettings,
@@ -149,7 +155,9 @@ class Session:
         self._runner = runner
         self._uploader = uploader
         self._outbox = outbox
+        self._inventory = inventory
         self._registration = registration
+        self._conditions = conditions
         self._clock = clock
         self._random = random
         self._settings = settings
@@ -208,6 +216,11 @@ class Session:
                 failures = min(failures, 1)
             await asyncio.sleep(max(retry_after_s, self._delay_s(failures)))
 
+    @property
+    def active(self) -> bool:
+        """Return whether the server is reached, and wants more of this node than heartbeats."""
+        return self._stream is not None and self._runner.state[1] is not Maintenance.DISABLED
+
     async def leave(self, reason: str) -> None:
         """Say goodbye, so that the node is offline at once and not after a grace."""
         self._leaving = True
@@ -247,6 +260,7 @@ class Session:
         self._node_id = registration.node_id
         self._boot_id = registration.boot_id
         self._stream_number = 0
+        self._inventory.registered()
         _log.info(
             "registered: %s",
             answer.message,
@@ -288,6 +302,7 @@ class Session:
                 raise LinkError("the server did not welcome the statement", transient=True)
             self._stream = stream
             self._welcomed(first)
+            self._inventory.connected()
             broken = asyncio.Event()
             _ = side.start("reports", self._send_reports(stream, broken))
             _ = side.start("heartbeats", self._beat(stream, answer, broken))
@@ -328,6 +343,8 @@ class Session:
                 self._acknowledged(word)
             case HeartbeatResult():
                 self._beat_answered.set()
+                if word.send_inventory:
+                    self._inventory.resend()
             case FollowLog():
                 self._set_live((word.pipeline_id, word.step), live=word.live)
             case Welcome() | Closed() | None:
@@ -353,18 +370,31 @@ class Session:
         _ = self._supervisor.start(name, self._carry_out(stream, fenced.sequence, fenced.order))
 
     async def _carry_out(self, stream: AgentStream, sequence: int, order: Order | None) -> None:
-        if order is None:
-            answer = OrderAnswer(
-                outcome=OrderOutcome.REFUSED,
-                reason=Reason.UNSUPPORTED,
-                message="this agent does not know such an order: upgrade it",
-            )
-        else:
-            answer = await self._runner.take(order)
+        match order:
+            case None:
+                answer = OrderAnswer(
+                    outcome=OrderOutcome.REFUSED,
+                    reason=Reason.UNSUPPORTED,
+                    message="this agent does not know such an order: upgrade it",
+                )
+            case CollectOrder():
+                answer = self._collect()
+            case _:
+                answer = await self._runner.take(order)
         try:
             await stream.answer(sequence, answer)
         except LinkError:
             return  # the next statement says what is held
+
+    def _collect(self) -> OrderAnswer:
+        if not self.active:
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason=Reason.NODE_DISABLED,
+                message="a disabled node collects nothing: enable it first",
+            )
+        self._inventory.ask()
+        return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
 
     def _acknowledged(self, word: Acknowledged) -> None:
         for sequence, result in word.results:
@@ -416,6 +446,7 @@ class Session:
             broken.set()
 
     async def _one_beat(self, stream: AgentStream, answer: RegistrationAnswer) -> bool:
+        conditions = await self._conditions()
         for _ in range(1 + self._settings.heartbeat_retries):
             self._beat_answered.clear()
             sent_s = self._clock.monotonic_s()
@@ -425,6 +456,8 @@ class Session:
                     session_id=answer.session_id,
                     sent_at=self._clock.now(),
                     round_trip_s=self._round_trip_s,
+                    inventory_hash=self._inventory.reported_hash,
+                    conditions=conditions,
                 )
             )
             try:

@@ -148,9 +148,10 @@ class ApiClient:
         headers = {"Content-Type": "application/json"}
         return self.send(Request("PATCH", API + path, body=content, headers=headers)).json()
 
-    def delete(self, path: str, query: Query | None = None) -> None:
-        """Delete what is at `path` below /api/v1."""
-        self.send(Request("DELETE", API + path, query or {}))
+    def delete(self, path: str, query: Query | None = None) -> Any:
+        """Delete what is at `path` below /api/v1; return the answer's JSON, if it has any."""
+        answer = self.send(Request("DELETE", API + path, query or {}))
+        return answer.json() if answer.body else None
 
     def put(self, path: str, body: Body, query: Query | None = None, *, wait_s: float = 0.0) -> Any:
         """Put `body` to `path` below /api/v1; return the answer's JSON."""

@@ -330,8 +330,9 @@ def outcome(step: Body) -> str:
     took_s = duration_s(step)
     if took_s is not None:
         words.append(f"in {span(took_s)}")
-    if step.get("message"):
-        words.append(f"- {step['message']}")
+    message = step.get("message")
+    if message and message not in causes:
+        words.append(f"- {message}")
     return " ".join(words)
 
 

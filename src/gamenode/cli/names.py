@@ -56,6 +56,25 @@ def node(client: ApiClient, text: str, *, settings: CliSettings) -> Body:
     return _only(found, "node", "display_name", text, ErrorCode.NODE_NOT_FOUND)
 
 
+def token_id(client: ApiClient, text: str, *, settings: CliSettings) -> str:
+    """Return the id of the token that `text` means: an id, a name, or a part of one.
+
+    Raises:
+        GameNodeError: as `pipeline_id`; NOT_FOUND.
+    """
+    if _UUID.fullmatch(text.lower()):
+        return text.lower()
+    found = _search(client, "tokens", "name", text, settings)
+    return str(_only(found, "token", "name", text, ErrorCode.NOT_FOUND)["id"])
+
+
+def complete_tokens(
+    ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """Return the tokens that `incomplete` may become, newest first."""
+    return _complete(ctx, "/tokens", "name", incomplete)
+
+
 def complete_pipelines(
     ctx: click.Context, _param: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
@@ -73,6 +92,8 @@ def complete_nodes(
 def _search(
     client: ApiClient, noun: str, name: str, text: str, settings: CliSettings
 ) -> list[Body]:
+    if not text:
+        raise GameNodeError(ErrorCode.INVALID_REQUEST, f"name one of the {noun}: it is empty")
     # Whole names come first: "game" means the one called so, whatever "game-2" there is.
     whole: list[Body] = []
     parts: list[Body] = []

@@ -60,7 +60,10 @@ class Part:
     """A table below an item: the rows that one of its fields holds."""
 
     field: str
+    """Dots lead into objects."""
     columns: tuple[Column, ...]
+    empty: str = ""
+    """What stands there where it holds no rows; without it, the headings alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +243,9 @@ class Output:
             lines.append(f"{name:<{width}}{_GAP}{terminal.paint(cell, code)}\n")
         if not self.look.columns:
             for part in view.parts:
-                lines += ["\n", self._table(body[part.field], part.columns)]
+                rows: Sequence[Body] = field(part.field)(body)
+                below = f"{part.empty}\n" if part.empty and not rows else ""
+                lines += ["\n", below or self._table(rows, part.columns)]
         return "".join(lines)
 
     def _csv(self, items: Iterable[Body], view: View) -> str:

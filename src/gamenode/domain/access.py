@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from gamenode.lib.clock import Instant
+
 
 class Role(StrEnum):
     """What somebody may do. `NODE` is for agents; the others are for people and services."""
@@ -24,6 +26,10 @@ _INCLUDES: Final = {
     Role.OPERATOR: frozenset({Role.PUBLIC, Role.VIEWER, Role.OPERATOR}),
     Role.ADMIN: frozenset(Role),
 }
+
+
+TOKEN_ROLES: Final = (Role.VIEWER, Role.OPERATOR, Role.ADMIN)
+"""The roles that a token can have, each including those before it."""
 
 
 class ActorKind(StrEnum):
@@ -48,6 +54,24 @@ class Actor:
     def may(self, needed: Role) -> bool:
         """Return whether this actor's role includes `needed`."""
         return needed in _INCLUDES[self.role]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiToken:
+    """What people and services sign in with; its secret is nowhere but with its holder."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: Instant
+    created_by: str
+    expires_at: Instant | None
+    last_used_at: Instant | None
+    revoked_at: Instant | None
+
+    def works(self, now: Instant) -> bool:
+        """Return whether somebody can sign in with it at `now`."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 SYSTEM: Final = Actor(kind=ActorKind.SYSTEM, name="gamenode", role=Role.ADMIN)

@@ -100,7 +100,15 @@ class WantedEnd:
     reason: str
 
 
-Order = ExecuteOrder | CancelOrder | StateOrder
+@dataclass(frozen=True, slots=True)
+class CollectOrder:
+    """Collect the inventory now, and send it (B2)."""
+
+
+WorkOrder = ExecuteOrder | CancelOrder | StateOrder
+"""What changes the work that a node does; only these go through its journal."""
+
+Order = WorkOrder | CollectOrder
 
 
 class OrderOutcome(StrEnum):

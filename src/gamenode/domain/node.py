@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from gamenode.domain.inventory import Inventory
+from gamenode.domain.inventory import CollectionFailure, Inventory
 from gamenode.lib.clock import Instant
 
 
@@ -174,6 +174,10 @@ class Registration:
     env_names: frozenset[str] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
     step_runtimes: frozenset[str] = frozenset()
+    failed: tuple[CollectionFailure, ...] = ()
+    """Parts of the inventory that could not be collected."""
+    inventory_hash: str = ""
+    """The hash of the inventory's stable content as the node computed it; empty: not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +219,8 @@ class Heartbeat:
     round_trip_s: float | None = None
     conditions: Mapping[ConditionType, str] = field(default_factory=dict)
     """What holds on the node now, and why."""
+    inventory_hash: str = ""
+    """The hash of the inventory that the node reported last; empty: not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +231,8 @@ class HeartbeatResult:
     message: str = ""
     maintenance: Maintenance = Maintenance.NORMAL
     state_version: int = 0
+    send_inventory: bool = False
+    """The server holds another inventory: the node sends its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +262,9 @@ class Node:
     note: str
     conditions: tuple[Condition, ...]
     inventory: Inventory
+    inventory_version: int
+    inventory_hash: str
+    """Of what the node reported last, as it computed it itself."""
     registered_at: Instant
     heartbeat_latency_s: float | None = None
     """The last round trip that the agent measured."""

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -106,6 +107,11 @@ def _convert(hint: Any, value: object) -> object:
         return hint(value)
     if hint is Path:
         return Path(str(value))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        known = {str(member.value): member for member in hint}
+        if value not in known:
+            raise ValueError(f"must be one of {', '.join(known)}, not {value!r}")
+        return known[str(value)]
     if not isinstance(value, str):
         raise TypeError(f"must be a text, not {value!r}")
     return value

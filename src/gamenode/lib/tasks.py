@@ -46,6 +46,12 @@ class Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._tasks.difference_update(tasks)
 
+    async def finish(self) -> None:
+        """Wait until every task has ended by itself; none may be started from now on."""
+        self._closed = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     def _add(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._closed:
             work.close()

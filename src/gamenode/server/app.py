@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import ipaddress
 import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, cast
 
 import grpc.aio
 import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
-from starlette.requests import Request
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from gamenode.domain.access import Actor, ActorKind, Role
 from gamenode.domain.command import Closed, CloseReason
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.event import Event, EventType
 from gamenode.lib.clock import Clock, after
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import Supervisor
+from gamenode.server.access.manager import AccessManager, AuthMode, is_loopback
+from gamenode.server.access.refusals import Refusals
 from gamenode.server.access.roles import ROLES, check_complete
-from gamenode.server.api.app import create_api
-from gamenode.server.api.nouns import Nouns
+from gamenode.server.access.service import AccessService
+from gamenode.server.api.app import ApiSettings, Nouns, create_api
+from gamenode.server.api.connection import BoundedConnection, ConnectionSettings
+from gamenode.server.api.guard import ANY_HOST
 from gamenode.server.db.database import Database
 from gamenode.server.events import store as events
+from gamenode.server.events.audit_log import AuditLog
 from gamenode.server.events.feed import EventFeed
+from gamenode.server.events.internal_errors import InternalErrors
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.logs.media.files import LogFiles
 from gamenode.server.logs.service import LogService
@@ -56,15 +58,6 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 
 _log = logging.getLogger(__name__)
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
-_WAKES_DISPATCH: Final = frozenset(
-    {
-        EventType.PIPELINE_CREATED,
-        EventType.PIPELINE_CANCEL_REQUESTED,
-        EventType.PIPELINE_CANCELLED,
-        EventType.PIPELINE_COMPLETED,
-        EventType.PIPELINE_FAILED,
-    }
-)
 _PURGE_INTERVAL_S: Final = 3600.0
 
 
@@ -80,8 +73,9 @@ class Server:
         """
         self._settings = settings
         self._clock = clock
-        for address in (settings.server.http, settings.server.grpc):
-            require_loopback(address)
+        if settings.access.auth is AuthMode.NONE:
+            for address in (settings.server.http, settings.server.grpc):
+                require_loopback(address)
         data = settings.server.data
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = lock_folder(data)
@@ -91,17 +85,24 @@ class Server:
                 database_settings, url=f"sqlite:///{(data / 'gamenode.db').absolute()}"
             )
         self._database = Database.open(database_settings, clock=clock)
-        self._feed = EventFeed(
-            self._database, settings=settings.events, audit_key=_audit_key(data / "audit.key")
-        )
+        audit_key = _audit_key(data / "audit.key")
+        self._feed = EventFeed(self._database, settings=settings.events, audit_key=audit_key)
         self._database.on_commit(self._feed)
-        self._node_service = GameNodeService(self._database)
+        self._access = AccessManager(
+            AccessService(self._database), clock=clock, ids=ids, settings=settings.access
+        )
+        self._refusals = Refusals(self._database, clock=clock)
+        self._internal_errors = InternalErrors(
+            self._database, clock=clock, ids=ids, settings=settings.internal_errors
+        )
+        self._node_service = GameNodeService(self._database, settings.inventories)
         self._nodes = NodeManager(
             service=self._node_service,
             clock=clock,
             ids=ids,
             settings=settings.nodes,
             states=settings.states,
+            inventories=settings.inventories,
         )
         self._pipeline_service = GamePipelineGRPCService(self._database)
         files = LogFiles(data / "logs")
@@ -136,11 +137,11 @@ class Server:
         )
         self._metrics = MetricService(self._database, clock=clock, settings=settings.metrics)
         self._nodes.on_change(self._dispatcher.wake)
-        self._feed.on_events(self._happened)
+        self._feed.on_events(self._dispatcher.hear)
         self._supervisor = Supervisor()
         self._ready = False
         self._health = HealthServicer()
-        self._rpc = self._make_rpc(ids, random)
+        self._rpc = self._make_rpc(random)
         self._http = _Http(
             uvicorn.Config(
                 create_api(
@@ -148,23 +149,30 @@ class Server:
                         pipeline_manager=self._pipelines,
                         pipeline_service=self._pipeline_service,
                         nodes=self._nodes,
+                        inventories=self._nodes.inventories,
                         logs=self._logs,
                         events=self._feed,
+                        tokens=self._access,
+                        audit=AuditLog(
+                            self._database, key=audit_key, head=lambda: self._feed.audit_head
+                        ),
                         why_not_ready=lambda: "" if self._ready else "it is starting or stopping",
                     ),
-                    settings=settings.api,
-                    authenticate=_local_http,
+                    settings=_api_settings(settings),
+                    authenticate=self._access.authenticate,
+                    refusals=self._refusals,
+                    internal_errors=self._internal_errors,
                     clock=clock,
                     ids=ids,
                 ),
-                http="httptools",
+                http=_connection_type(settings.connections),
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                timeout_keep_alive=75,
+                timeout_keep_alive=round(settings.connections.idle_s_max),
                 timeout_graceful_shutdown=round(settings.server.stop_s_max / 2),
             )
         )
@@ -179,6 +187,7 @@ class Server:
         """
         self._http_socket = _listen(self._settings.server.http)
         await self._feed.start()
+        await self._access.ensure_admin(self._settings.server.data / "admin-token")
         await self._nodes.load()
         _bind_rpc(self._rpc, self._settings.server.grpc)
         await self._rpc.start()
@@ -188,6 +197,8 @@ class Server:
         self._supervisor.keep("dispatch", self._dispatcher.run)
         self._supervisor.keep("metrics.purge", self._metrics.purge)
         self._supervisor.keep("events.purge", self._purge_events)
+        self._supervisor.keep("events.internal_errors", self._internal_errors.run)
+        self._supervisor.keep("access.flush", self._access.flush)
         self._serving = asyncio.get_running_loop().create_task(
             self._http.serve([self._http_socket]), name="http"
         )
@@ -221,6 +232,7 @@ class Server:
         self._http.should_exit = True
         await asyncio.gather(self._rpc.stop(stop_s / 2), self._http_ended())
         await self._supervisor.close()
+        await self._access.flush_now()
         await self._dispatcher.close()
         await self._nodes.states.close()
         self._streamer.close()
@@ -233,15 +245,46 @@ class Server:
         if self._serving is not None:
             await self._serving
 
-    def _make_rpc(self, ids: Ids, random: Random) -> grpc.aio.Server:
+    def _make_rpc(self, random: Random) -> grpc.aio.Server:
         settings = self._settings.rpc
-        methods = [
-            f"/{_SERVICE}/{method.name}"
-            for method in pb.DESCRIPTOR.services_by_name["GameNodeService"].methods
-        ]
-        check_complete(methods)
+        services = (
+            pb.DESCRIPTOR.services_by_name["GameNodeService"],
+            health_pb2.DESCRIPTOR.services_by_name["Health"],
+            reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
+        )
+        check_complete(
+            f"/{service.full_name}/{method.name}"
+            for service in services
+            for method in service.methods
+        )
+        servicer = GameNodeServer(
+            nodes=self._nodes,
+            pipelines=self._pipelines,
+            logs=self._logs,
+            log_service=self._log_service,
+            metrics=self._metrics,
+            feed=self._feed,
+            link=AgentLink(
+                nodes=self._nodes,
+                pipelines=self._pipelines,
+                random=random,
+                settings=self._settings.agent_link,
+            ),
+            clock=self._clock,
+            settings=settings,
+        )
+        edge = EdgeInterceptor(
+            roles=ROLES,
+            authenticate=self._access.authenticate,
+            refusals=self._refusals,
+            internal_errors=self._internal_errors,
+            checks={
+                pb.RegisterRequest: servicer.refuse_registration,
+                pb.ResourceInfo: servicer.refuse_inventory,
+            },
+        )
         server = grpc.aio.server(
-            interceptors=[EdgeInterceptor(roles=ROLES, authenticate=_local_rpc, ids=ids)],
+            interceptors=[edge],
             options=[
                 ("grpc.max_receive_message_length", settings.message_bytes_max),
                 ("grpc.so_reuseport", 0),
@@ -250,33 +293,12 @@ class Server:
                 ("grpc.max_metadata_size", 16 * 1024),
             ],
         )
-        pb_grpc.add_GameNodeServiceServicer_to_server(
-            GameNodeServer(
-                nodes=self._nodes,
-                pipelines=self._pipelines,
-                logs=self._logs,
-                log_service=self._log_service,
-                metrics=self._metrics,
-                feed=self._feed,
-                link=AgentLink(
-                    nodes=self._nodes,
-                    pipelines=self._pipelines,
-                    random=random,
-                    settings=self._settings.agent_link,
-                ),
-                clock=self._clock,
-            ),
-            server,
-        )
+        pb_grpc.add_GameNodeServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             [_SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME], server
         )
         return server
-
-    def _happened(self, happened: Sequence[Event]) -> None:
-        if any(event.type in _WAKES_DISPATCH for event in happened):
-            self._dispatcher.wake()
 
     def _follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
         self._dispatcher.follow_log(pipeline_id, step, live=live)
@@ -308,25 +330,34 @@ class _Http(uvicorn.Server):
         await self._started.wait()
 
 
+def _connection_type(settings: ConnectionSettings) -> type[asyncio.Protocol]:
+    # The library calls what it gets, and says so with a narrower type.
+    return cast("type[asyncio.Protocol]", partial(BoundedConnection, settings))
+
+
+def _api_settings(settings: ServerSettings) -> ApiSettings:
+    host, _ = split_address(settings.server.http)
+    hosts = settings.api.hosts
+    if not hosts and not is_loopback(host):
+        # Nobody told by what names others reach it. A page that made its own name point here has
+        # no token to send, and here everybody needs one.
+        hosts = frozenset({ANY_HOST})
+    return replace(settings.api, bound_host=host, hosts=hosts)
+
+
 def require_loopback(address: str) -> None:
-    """Refuse an address that others can reach, as long as nobody has to sign in.
+    """Refuse an address that others can reach, where nobody has to sign in.
 
     Raises:
         GameNodeError: INVALID_REQUEST.
     """
     host, _ = split_address(address)
-    if host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not is_loopback(host):
         raise GameNodeError(
             ErrorCode.INVALID_REQUEST,
-            f"will not listen on {address}: nobody has to sign in yet, so whoever reaches it could "
-            "run anything on every node",
-            hint="listen on 127.0.0.1 and reach it through an SSH tunnel",
+            f"will not listen on {address}: nobody has to sign in here, so whoever reaches it "
+            "could run anything on every node",
+            hint="listen on 127.0.0.1, or run gamenode server, which demands tokens",
         )
 
 
@@ -407,13 +438,3 @@ def _taken(address: str, flag: str, error: Exception) -> GameNodeError:
         f"cannot listen on {address}: {error}",
         hint=f"is a server running already? Else choose another address with {flag} HOST:PORT",
     )
-
-
-def _local_http(request: Request) -> Actor:
-    source = request.client.host if request.client else ""
-    return Actor(kind=ActorKind.LOCAL, name="local", role=Role.ADMIN, source=source)
-
-
-def _local_rpc(metadata: Mapping[str, str], peer: str) -> Actor:
-    del metadata
-    return Actor(kind=ActorKind.LOCAL, name="local", role=Role.ADMIN, source=peer)

@@ -16,6 +16,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Closed,
     CloseReason,
+    CollectOrder,
     Dispatch,
     ExecuteOrder,
     FencedOrder,
@@ -33,7 +34,15 @@ from gamenode.domain.command import (
     Welcome,
 )
 from gamenode.domain.event import Event
-from gamenode.domain.inventory import Hardware, Inventory, Network, Software
+from gamenode.domain.inventory import (
+    Collection,
+    CollectionAnswer,
+    CollectionFailure,
+    Hardware,
+    Inventory,
+    Network,
+    Software,
+)
 from gamenode.domain.log import AppendAnswer, LogKey, LogLine, LogPosition
 from gamenode.domain.node import (
     OF_THE_AGENT,
@@ -133,14 +142,11 @@ def _reason(text: str) -> Reason:
 
 def decode_registration(request: pb.RegisterRequest) -> Registration:
     """Return what a node says of itself."""
+    inventory, failed = decode_parts(request)
     return Registration(
         node_id=request.node_id,
         type=_NODE_TYPES[request.node_type],
-        inventory=Inventory(
-            hardware=decode_record(Hardware, request.hardware),
-            software=decode_record(Software, request.software),
-            network=decode_record(Network, request.network),
-        ),
+        inventory=inventory,
         last_session_epoch=(
             request.last_session_epoch if request.HasField("last_session_epoch") else None
         ),
@@ -149,6 +155,8 @@ def decode_registration(request: pb.RegisterRequest) -> Registration:
         env_names=frozenset(request.env_names),
         labels=dict(request.labels),
         step_runtimes=frozenset(request.step_runtimes),
+        failed=failed,
+        inventory_hash=request.inventory_hash,
     )
 
 
@@ -163,6 +171,8 @@ def encode_registration(registration: Registration) -> pb.RegisterRequest:
         env_names=sorted(registration.env_names),
         labels=registration.labels,
         step_runtimes=sorted(registration.step_runtimes),
+        failed=_encode_failed(registration.failed),
+        inventory_hash=registration.inventory_hash,
     )
     encode_record(registration.inventory, request)
     return request
@@ -212,6 +222,7 @@ def decode_heartbeat(request: pb.HeartbeatRequest) -> Heartbeat:
             for condition in request.conditions
             if condition.type in _AGENT_CONDITIONS
         },
+        inventory_hash=request.inventory_hash,
     )
 
 
@@ -226,6 +237,7 @@ def encode_heartbeat(heartbeat: Heartbeat) -> pb.HeartbeatRequest:
             pb.NodeCondition(type=kind, reason=reason)
             for kind, reason in heartbeat.conditions.items()
         ],
+        inventory_hash=heartbeat.inventory_hash,
     )
 
 
@@ -236,7 +248,71 @@ def encode_heartbeat_result(result: HeartbeatResult) -> pb.HeartbeatResponse:
         message=result.message,
         maintenance_state=_MAINTENANCE_OUT[result.maintenance],
         state_version=result.state_version,
+        send_inventory=result.send_inventory,
     )
+
+
+def decode_resource_info(info: pb.ResourceInfo, *, now: Instant) -> Collection:
+    """Return what a node collected; `now` where it does not say when."""
+    return Collection(
+        inventory=_decode_inventory(info),
+        collected_at=_instant(info.timestamp) or now,
+        failed=_decode_failed(info.failed),
+        hash=info.hash,
+    )
+
+
+def encode_resource_info(
+    collection: Collection, *, node_id: str, session_id: str
+) -> pb.ResourceInfo:
+    """Return the message of what a node collected."""
+    info = pb.ResourceInfo(
+        node_id=node_id,
+        session_id=session_id,
+        timestamp=collection.collected_at,
+        hash=collection.hash,
+        failed=_encode_failed(collection.failed),
+    )
+    encode_record(collection.inventory, info)
+    return info
+
+
+def decode_resource_answer(response: pb.UpdateResponse) -> CollectionAnswer:
+    """Return what the server answered to a collection."""
+    return CollectionAnswer(
+        accepted=response.accepted,
+        error=response.error,
+        stale=response.stale,
+        next_report_at=_instant(response.next_report_time),
+    )
+
+
+def decode_parts(
+    message: pb.RegisterRequest | pb.ResourceInfo,
+) -> tuple[Inventory, tuple[CollectionFailure, ...]]:
+    """Return what a node says it is made of, and what it could not collect."""
+    return _decode_inventory(message), _decode_failed(message.failed)
+
+
+def decode_node_type(request: pb.RegisterRequest) -> NodeType | None:
+    """Return what kind of machine registers; None where it names none that is known."""
+    return _NODE_TYPES.get(request.node_type)
+
+
+def _decode_inventory(message: pb.RegisterRequest | pb.ResourceInfo) -> Inventory:
+    return Inventory(
+        hardware=decode_record(Hardware, message.hardware),
+        software=decode_record(Software, message.software),
+        network=decode_record(Network, message.network),
+    )
+
+
+def _decode_failed(failed: Iterable[pb.CollectionFailure]) -> tuple[CollectionFailure, ...]:
+    return tuple(CollectionFailure(part=it.part, reason=it.reason) for it in failed)
+
+
+def _encode_failed(failed: Iterable[CollectionFailure]) -> list[pb.CollectionFailure]:
+    return [pb.CollectionFailure(part=it.part, reason=it.reason) for it in failed]
 
 
 # Reports
@@ -446,6 +522,7 @@ def decode_server_word(message: pb.ServerMessage) -> ServerWord | None:
                 message=message.heartbeat.message,
                 maintenance=_MAINTENANCE[message.heartbeat.maintenance_state],
                 state_version=message.heartbeat.state_version,
+                send_inventory=message.heartbeat.send_inventory,
             )
         case "acknowledgements":
             return Acknowledged(
@@ -505,6 +582,8 @@ def _encode_command(fenced: FencedOrder) -> pb.Command:
             request.time = order.requested_at
             request.version = order.version
             request.end_running = order.end_running
+        case CollectOrder():
+            command.collect.SetInParent()
     return command
 
 
@@ -528,6 +607,8 @@ def _decode_order(command: pb.Command) -> Order | None:
                 requested_at=Instant(command.change_state.time),
                 end_running=command.change_state.end_running,
             )
+        case "collect":
+            return CollectOrder()
         case _:
             return None
 
@@ -711,6 +792,20 @@ def encode_event(event: Event) -> pb.Event:
         message=event.message,
         timestamp=Timestamp(seconds=seconds, nanos=nanoseconds),
         data=event.data,
+    )
+
+
+def decode_event(message: pb.Event) -> Event:
+    """Return the event of a message."""
+    return Event(
+        id=message.id,
+        type=message.type,
+        at=Instant(message.timestamp.seconds * NANOSECONDS_PER_S + message.timestamp.nanos),
+        node_id=message.node_id,
+        entity_id=message.entity_id,
+        status=message.status,
+        message=message.message,
+        data=dict(message.data),
     )
 
 

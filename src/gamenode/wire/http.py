@@ -10,11 +10,14 @@ import base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from gamenode.domain import access, audit
 from gamenode.domain import event as events
+from gamenode.domain import inventory as inventories
+from gamenode.domain import inventory_diff as diffs
 from gamenode.domain import log as logs
 from gamenode.domain import node as nodes
 from gamenode.domain import pipeline as pipelines
@@ -144,8 +147,74 @@ class Node(Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str]
     note: str
     conditions: Sequence[NodeCondition]
-    inventory_version: int | None
+    inventory_version: int
     registered_at: Time
+
+
+class Inventory(Struct, frozen=True, kw_only=True):
+    """What a node is made of; null is what it does not show, never zero."""
+
+    node_id: str
+    version: int
+    collected_at: Time
+    """When this content was first seen."""
+    seen_at: Time
+    """When it was last reported."""
+    hash: str
+    hardware: inventories.Hardware
+    software: inventories.Software
+    network: inventories.Network
+    failed: Sequence[inventories.CollectionFailure]
+
+
+class InventoryList(Struct, frozen=True, kw_only=True):
+    """Inventories of some nodes, by node."""
+
+    items: Sequence[Inventory]
+    next_cursor: str | None
+
+
+class InventoryVersion(Struct, frozen=True, kw_only=True):
+    """A version of a node's inventory, without its content."""
+
+    version: int
+    collected_at: Time
+    seen_at: Time
+    hash: str
+    summary: str
+    """What changed, in words; empty for the first version."""
+    failed: Sequence[inventories.CollectionFailure]
+
+
+class InventoryVersionList(Struct, frozen=True, kw_only=True):
+    """Versions of a node's inventory, newest first."""
+
+    items: Sequence[InventoryVersion]
+    next_cursor: str | None
+
+
+FieldValue = str | int | float | bool | Sequence[str]
+ChangedValue = FieldValue | Mapping[str, FieldValue] | None
+"""The value of a field, or the fields of a part."""
+
+
+class InventoryChange(Struct, frozen=True, kw_only=True):
+    """One difference; `from` is null for what was added, `to` for what was removed."""
+
+    op: diffs.ChangeOp
+    path: str
+    """By identity, such as `gpu[GPU-5f0d].driver_version`."""
+    from_: ChangedValue = field(name="from")
+    to: ChangedValue
+
+
+class InventoryDiff(Struct, frozen=True, kw_only=True):
+    """How two versions of a node's inventory differ."""
+
+    node_id: str
+    from_: int = field(name="from")
+    to: int
+    changes: Sequence[InventoryChange]
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -297,6 +366,88 @@ class PipelineFile(Struct, frozen=True, kw_only=True):
     steps: Sequence[DeclaredStep]
 
 
+class Token(Struct, frozen=True, kw_only=True):
+    """A token, without its secret."""
+
+    id: str
+    name: str
+    role: access.Role
+    created_at: Time
+    created_by: str
+    expires_at: Time | None
+    last_used_at: Time | None
+    """As it was written down last, which is done every minute."""
+    revoked_at: Time | None
+
+
+class NewToken(Token, frozen=True, kw_only=True):
+    """A token that was just made."""
+
+    token: str
+    """What its holder sends; it is shown here only."""
+
+
+class TokenList(Struct, frozen=True, kw_only=True):
+    """Some tokens, newest first."""
+
+    items: Sequence[Token]
+    next_cursor: str | None
+
+
+class TokenRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A token to make."""
+
+    name: Annotated[Text, Meta(min_length=1, max_length=128)]
+    """Whose it is, and what for; it stands in the audit log."""
+    role: access.Role
+    ttl: Text = ""
+    """How long it works, such as `90d`; without it, until it is revoked."""
+
+
+class AuditActor(Struct, frozen=True, kw_only=True):
+    """Who acted."""
+
+    kind: access.ActorKind
+    name: str
+    role: access.Role
+
+
+class AuditEntry(Struct, frozen=True, kw_only=True):
+    """One administrative act."""
+
+    id: int
+    at: Time
+    actor: AuditActor
+    action: str
+    target: str
+    reason: str
+    source: str
+    outcome: audit.AuditOutcome
+    code: str
+    before: str
+    after: str
+    request_id: str
+
+
+class AuditList(Struct, frozen=True, kw_only=True):
+    """Some entries of the audit log, newest first."""
+
+    items: Sequence[AuditEntry]
+    next_cursor: str | None
+
+
+class AuditVerdict(Struct, frozen=True, kw_only=True):
+    """Whether the audit log is whole."""
+
+    ok: bool
+    rows: int
+    """How many, from the oldest on, the chain vouches for."""
+    head: str
+    """The last sound link."""
+    first_bad: int | None
+    """The first entry that is altered or out of place, or the first that is missing at the end."""
+
+
 class Version(Struct, frozen=True, kw_only=True):
     """Which program answers."""
 
@@ -383,7 +534,7 @@ def encode_node(node: nodes.Node) -> Node:
             )
             for condition in node.conditions
         ],
-        inventory_version=None,
+        inventory_version=node.inventory_version,
         registered_at=encode_time(node.registered_at),
     )
 
@@ -411,6 +562,46 @@ def encode_state_changes(changes: Sequence[nodes.StateChange]) -> StateChangeLis
     """Return the body of a node's state changes."""
     items = [encoded for change in changes if (encoded := _encode_state_change(change))]
     return StateChangeList(items=items)
+
+
+def encode_inventory(version: inventories.InventoryVersion) -> Inventory:
+    """Return the body of a node's inventory."""
+    return Inventory(
+        node_id=version.node_id,
+        version=version.version,
+        collected_at=encode_time(version.collected_at),
+        seen_at=encode_time(version.seen_at),
+        hash=version.hash,
+        hardware=version.inventory.hardware,
+        software=version.inventory.software,
+        network=version.inventory.network,
+        failed=version.failed,
+    )
+
+
+def encode_inventory_version(version: inventories.InventoryVersion) -> InventoryVersion:
+    """Return the body of one line of an inventory's history."""
+    return InventoryVersion(
+        version=version.version,
+        collected_at=encode_time(version.collected_at),
+        seen_at=encode_time(version.seen_at),
+        hash=version.hash,
+        summary=version.summary,
+        failed=version.failed,
+    )
+
+
+def encode_inventory_diff(diff: diffs.InventoryDiff) -> InventoryDiff:
+    """Return the body of a comparison."""
+    return InventoryDiff(
+        node_id=diff.node_id,
+        from_=diff.from_version,
+        to=diff.to_version,
+        changes=[
+            InventoryChange(op=change.op, path=change.path, from_=change.from_, to=change.to)
+            for change in diff.changes
+        ],
+    )
 
 
 def _encode_step(step: pipelines.Step) -> Step:
@@ -488,6 +679,48 @@ def encode_event(event: events.Event) -> Event:
         message=event.message,
         timestamp=encode_time(event.at),
         data=event.data,
+    )
+
+
+def encode_token(token: access.ApiToken) -> Token:
+    """Return the body of `token`."""
+    return Token(**_token_fields(token))
+
+
+def encode_new_token(token: access.ApiToken, text: str) -> NewToken:
+    """Return the body of `token` with what its holder sends."""
+    return NewToken(**_token_fields(token), token=text)
+
+
+def _token_fields(token: access.ApiToken) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": token.role,
+        "created_at": encode_time(token.created_at),
+        "created_by": token.created_by,
+        "expires_at": _time_or_null(token.expires_at),
+        "last_used_at": _time_or_null(token.last_used_at),
+        "revoked_at": _time_or_null(token.revoked_at),
+    }
+
+
+def encode_audit(number: int, entry: audit.AuditEntry) -> AuditEntry:
+    """Return the body of `entry`, which is stored as `number`."""
+    actor = entry.actor
+    return AuditEntry(
+        id=number,
+        at=encode_time(entry.at),
+        actor=AuditActor(kind=actor.kind, name=actor.name, role=actor.role),
+        action=entry.action,
+        target=entry.target,
+        reason=entry.reason,
+        source=actor.source,
+        outcome=entry.outcome,
+        code=entry.code,
+        before=entry.before,
+        after=entry.after,
+        request_id=entry.request_id,
     )
 
 

@@ -14,8 +14,20 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from tests.support.bodies import PIPELINE_ID, event, node, page, pipeline, step
-from tests.support.fake_api import FakeApi, Reply, fake_api, problem
+from tests.support.bodies import (
+    PIPELINE_ID,
+    audit_entry,
+    event,
+    inventory,
+    inventory_diff,
+    inventory_version,
+    node,
+    page,
+    pipeline,
+    step,
+    token,
+)
+from tests.support.fake_api import FakeApi, Reply, Seen, fake_api, problem
 from tests.support.program import Program
 
 from gamenode.cli.command import FORMATS, Command, Group
@@ -50,12 +62,29 @@ ARGUMENTS = {
     ("nodes", "label"): ["fra-07", "zone=a", "rack-"],
     ("nodes", "note"): ["fra-07", "loud"],
     ("nodes", "remove"): ["fra-07", "--yes"],
+    ("inventory", "show"): ["fra-07"],
+    ("inventory", "versions"): ["fra-07"],
+    ("inventory", "diff"): ["fra-07"],
+    ("inventory", "collect"): ["fra-07"],
+    ("inventory", "query"): ["gpu.model~4090"],
     ("context", "use"): ["lab"],
     ("context", "add"): ["new", "--url", "http://127.0.0.1:1"],
     ("context", "remove"): ["lab"],
+    ("tokens", "create"): ["--role", "viewer", "--name", "grafana", "--no-headers"],
+    ("tokens", "revoke"): ["grafana"],
     ("completion",): ["bash"],
     ("api",): ["GET", "nodes"],
 }
+
+
+def inventories(seen: Seen) -> Reply:
+    match seen.query.get("format"):
+        case "csv":
+            return Reply(b"node_id\nfra-07\n")
+        case "ndjson":
+            return Reply(json.dumps(inventory()).encode() + b"\n")
+        case _:
+            return Reply(page(inventory()))
 
 
 @pytest.fixture
@@ -67,6 +96,12 @@ def api() -> Iterator[FakeApi]:
         served.on("PUT", "/nodes/fra-07/state", Reply(node()))
         served.on("PATCH", "/nodes/fra-07", Reply(node()))
         served.on("DELETE", "/nodes/fra-07", Reply(b"", status=204))
+        change = {"op": "changed", "path": "os.version", "from": "11", "to": "12"}
+        served.on("GET", "/nodes/fra-07/inventory", Reply(inventory()))
+        served.on("GET", "/nodes/fra-07/inventory/versions", Reply(page(inventory_version())))
+        served.on("GET", "/nodes/fra-07/inventory/diff", Reply(inventory_diff(change)))
+        served.on("POST", "/nodes/fra-07/inventory:collect", Reply(inventory()))
+        served.on("GET", "/inventory", inventories)
         served.on("GET", "/pipelines", Reply(page(done)))
         served.on("GET", f"/pipelines/{PIPELINE_ID}", Reply(done))
         served.on("POST", "/pipelines", Reply(done, 201))
@@ -74,6 +109,12 @@ def api() -> Iterator[FakeApi]:
         declared = {"name": "x", "description": "", "args": [], "envs": [], "steps": []}
         served.on("POST", "/pipelines:validate", Reply(declared))
         served.on("GET", "/events", Reply(page(event(1))))
+        served.on("GET", "/tokens", Reply(page(token())))
+        served.on("POST", "/tokens", Reply({**token(), "token": "gn_secret"}, 201))
+        served.on("DELETE", f"/tokens/{PIPELINE_ID}", Reply(token()))
+        served.on("GET", "/audit", Reply(page(audit_entry())))
+        verdict = {"ok": True, "rows": 1, "head": "ab" * 32, "first_bad": None}
+        served.on("GET", "/audit:verify", Reply(verdict))
         served.on("GET", "/version", Reply({"version": "0.1.0", "api": "v1"}))
         line = b"2026-11-24T21:58:21.123456789Z stdout F hello\n"
         served.on("GET", ".*/logs", Reply(line, headers={"log-offset": "0"}))

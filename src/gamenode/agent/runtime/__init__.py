@@ -173,5 +173,8 @@ class Runtime(Protocol):
     async def runs(self) -> Mapping[RunKey, Found]:
         """Return every run that was started here and not removed."""
 
+    async def problem(self) -> str:
+        """Return why nothing can be started here now; empty where it can."""
+
     async def close(self) -> None:
         """Let go of every run without ending any. Safe to repeat."""

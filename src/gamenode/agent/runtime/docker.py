@@ -23,7 +23,13 @@ from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from aiodocker import Docker, DockerError
-from aiohttp import ClientConnectionError, ClientPayloadError, ClientTimeout, UnixConnector
+from aiohttp import (
+    ClientConnectionError,
+    ClientError,
+    ClientPayloadError,
+    ClientTimeout,
+    UnixConnector,
+)
 
 from gamenode.agent.runtime import (
     Ended,
@@ -89,6 +95,7 @@ class DockerRuntime:
         self._clock = clock
         self._client: Docker | None = None
         self._log_config: Mapping[str, Any] | None = None
+        self._answers = True
         self._starting: WeakValueDictionary[RunKey, asyncio.Lock] = WeakValueDictionary()
 
     def unsupported(self, container: ContainerSpec) -> tuple[str, ...]:  # noqa: ARG002 - the Protocol's
@@ -241,22 +248,19 @@ class DockerRuntime:
         if await self.find(run) is None:
             raise KeyError(run)
         while True:
-            whole = True
-            try:
+            with suppress(DockerError, *_BROKEN):
                 async for stream, data in self._printed(run, live):
                     if rest := read[stream].rest(data):
                         yield LogBlock(stream=stream, data=rest, at=self._clock.now())
-            except (DockerError, *_BROKEN):
-                whole = False
-            match await self.find(run):
-                case Ended() if whole:
+                # Asked once: an engine that has to be waited for may have cut the log short.
+                state = await self._state(run)
+                if state is None or not isinstance(_found(state), Running):
                     break
-                case None:
-                    break
-                case _:
-                    await asyncio.sleep(self._settings.retry_s)
-                    for skip in read.values():
-                        skip.again()
+            await asyncio.sleep(self._settings.retry_s)
+            if await self.find(run) is None:
+                break
+            for skip in read.values():
+                skip.again()
         for gap in self._gaps(read):
             yield gap
 
@@ -322,6 +326,15 @@ class DockerRuntime:
         listed = await engine.containers.list(all=1, filters=filters)
         return [spec.run_of(it["Labels"]) for it in listed]
 
+    async def problem(self) -> str:
+        """Return why the engine cannot be used now; empty when it answers."""
+        try:
+            engine = await self._engine()
+            await engine.version()
+        except (DockerError, ClientError, OSError) as error:
+            return f"no engine answers at {self._settings.socket}: {error}"
+        return ""
+
     async def close(self) -> None:
         """Hang up."""
         if self._client is not None:
@@ -357,17 +370,22 @@ class DockerRuntime:
         """Ask until the engine answers: what it does not say is not known."""
         while True:
             try:
-                return await call()
+                answer = await call()
             except DockerError as error:
                 if error.status != _UNREACHABLE:
                     raise
                 cause: Exception = error
             except _BROKEN as error:
                 cause = error
-            _log.warning(
-                "the container engine does not answer",
-                extra={"event": "engine.unreachable", "error": str(cause)},
-            )
+            else:
+                self._answers = True
+                return answer
+            if self._answers:
+                self._answers = False
+                _log.warning(
+                    "the container engine does not answer",
+                    extra={"event": "engine.unreachable", "error": str(cause)},
+                )
             await asyncio.sleep(self._settings.retry_s)
 
     async def _engine(self) -> Docker:

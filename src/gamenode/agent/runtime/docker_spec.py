@@ -23,7 +23,7 @@ _LABEL_NAME: Final = "gamenode.container_name"
 
 _PORT: Final = re.compile(
     r"""
-    (?:(?:(?P<address>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>[0-9]+(?:-[0-9]+)?)?:)?
+    (?:(?:(?P<address>\[[0-9a-fA-F:]+\]|[0-9]+(?:\.[0-9]+){3}):)?(?P<host>[0-9]+(?:-[0-9]+)?)?:)?
     (?P<container>[0-9]+(?:-[0-9]+)?)
     (?:/(?P<protocol>tcp|udp|sctp))?
     """,

@@ -223,5 +223,9 @@ class FakeRuntime:
         """Return every run of the host."""
         return {run: self._found(run) for run in self._host.runs()}
 
+    async def problem(self) -> str:
+        """Return nothing: there is no engine that could be down."""
+        return ""
+
     async def close(self) -> None:
         """Let go; the host goes on."""

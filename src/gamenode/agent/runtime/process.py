@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,15 +30,15 @@ from gamenode.agent.runtime import (
     StartError,
 )
 from gamenode.agent.runtime import process_spec as spec
-from gamenode.agent.runtime.claims import Attached, Claim, Claims, folder_name, members_of
-from gamenode.agent.runtime.members import Cgroup, Members, ProcessStat, signal_all
+from gamenode.agent.runtime.claims import Claim, Claims, folder_name
+from gamenode.agent.runtime.members import Cgroup, signal_all
+from gamenode.agent.runtime.supervisors import Supervisors
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import LogPosition, LogStream
 from gamenode.domain.pipeline import ContainerSpec, Reason
 from gamenode.lib.clock import Clock, Instant
 from gamenode.lib.tasks import Supervisor
 
-_SUPERVISOR: Final = Path(__file__).with_name("supervisor.sh")
 _STOP_POLL_S_MAX: Final = 0.2
 _T = TypeVar("_T")
 
@@ -50,6 +49,8 @@ class ProcessSettings:
 
     root: Path
     """The folder below which runs are kept; one agent's own."""
+    ready_max: int = 2
+    """How many supervisors wait for a run, once there was one."""
     threads_max: int = 8
     """How many blocking calls (spawns, reads) at once."""
     adoption_s: float = 5.0
@@ -67,10 +68,11 @@ class _Watch:
     """A run that this object looks after."""
 
     claim: Claim
-    members: Members | None
     pidfd: int | None
     """Holds the supervisor while it lives."""
     ended: asyncio.Future[Ended]
+    graces: int = 0
+    """How many stops are giving the members time to end by themselves."""
 
 
 class ProcessRuntime:
@@ -93,6 +95,8 @@ class ProcessRuntime:
         self._settings = settings
         self._clock = clock
         self._claims = Claims(settings.root, adoption_s=settings.adoption_s)
+        self._supervisors = Supervisors(self._tools, self._claims, ready_max=settings.ready_max)
+        self._filling: asyncio.Future[None] | None = None
         self._groups = Cgroup.parent()
         self._threads = ThreadPoolExecutor(settings.threads_max, "process-runtime")
         self._tasks = Supervisor()
@@ -111,66 +115,47 @@ class ProcessRuntime:
         started = await self._blocking(lambda: self._start(run, container, service, now))
         if started is None:
             return (await self._watched(run)).claim.started_at
-        self._watch(run, started)
+        self._fill()
+        if run not in self._watches:
+            claim, pid = started
+            # Still this process, whatever became of it: nobody else takes the end of a child.
+            self._watch(run, claim, os.pidfd_open(pid), None)
         return now
 
     def _start(
         self, run: RunKey, container: ContainerSpec, service: bool, now: Instant
-    ) -> Attached | None:
-        """Do the blocking part of a start; return None if the run was claimed before."""
+    ) -> tuple[Claim, int] | None:
+        """Do the blocking part; return the supervisor's number, None if claimed before."""
         if self._claims.read(run) is not None:
             return None
         command = spec.command(container, self._tools, work=self._claims.folder(run) / "work")
+        script = command.script()
         restart = spec.restart(container, service=service)
+        try:
+            waiting = self._supervisors.take(self._groups, restart)
+        except OSError as error:
+            raise StartError(Reason.START_FAILED, f"no process can be started: {error}") from error
         claim = Claim(
             boot_id=self._claims.boot_id,
             started_at=now,
             stop_signal=spec.stop_signal(container) or signal.SIGTERM,
             restarts=restart.max != 0,
-            cgroup=str(self._groups / f"gamenode-{folder_name(run)}") if self._groups else "",
+            cgroup=waiting.draft.cgroup,
         )
         try:
-            lock = self._claims.make(run, claim, owner_id=command.user_id)
+            self._claims.make(run, waiting.draft, claim, script, owner_id=command.user_id)
         except FileExistsError:
+            self._supervisors.drop(waiting)
             return None
         except OSError as error:
+            self._supervisors.drop(waiting)
             raise StartError(Reason.START_FAILED, f"the run cannot be kept: {error}") from error
         try:
-            if claim.cgroup:
-                Cgroup(Path(claim.cgroup)).make()
-            pid = self._spawn(run, claim, command, restart, lock)
-        except OSError as error:
+            self._supervisors.go(waiting)
+        except BrokenPipeError as error:
             self._claims.remove(run)
-            raise StartError(Reason.START_FAILED, f"no process can be started: {error}") from error
-        finally:
-            os.close(lock)
-        supervisor = ProcessStat.of(pid)  # there, since nobody else takes its end
-        return Attached(
-            claim=claim, members=members_of(claim, supervisor), supervisor=supervisor, end=None
-        )
-
-    def _spawn(
-        self, run: RunKey, claim: Claim, command: spec.Command, restart: spec.Restart, lock: int
-    ) -> int:
-        folder, tools = self._claims.folder(run), self._tools
-        keeping = (folder, claim.cgroup, str(restart.max), restart.on)
-        with (folder / "stdout").open("ab") as stdout, (folder / "stderr").open("ab") as stderr:
-            supervisor = subprocess.Popen(  # noqa: S603 - arguments reach the step as they are
-                (
-                    *(tools.shell, _SUPERVISOR, *keeping, tools.sync, tools.mv, tools.sleep),
-                    *command.argv,
-                ),
-                stdin=lock,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=command.working_dir,
-                env=command.environment,
-                start_new_session=True,
-            )
-        # Its end is seen and taken through a pidfd, like that of one which an earlier agent
-        # started; the object would count it as abandoned.
-        supervisor.returncode = 0
-        return supervisor.pid
+            raise StartError(Reason.START_FAILED, "its supervisor was killed") from error
+        return claim, waiting.pid
 
     async def find(self, run: RunKey) -> Found | None:
         """Return what the folder of `run` and the processes of the host say."""
@@ -196,13 +181,17 @@ class ProcessRuntime:
             return
         if watch.claim.restarts:
             await self._end_restarts(run, watch)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self._ask_to_end(watch)
-                await asyncio.shield(watch.ended)
+        watch.graces += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self._ask_to_end(run, watch)
+                    await asyncio.shield(watch.ended)
+        finally:
+            watch.graces -= 1
         pause_s = self._settings.stop_poll_s
         while not watch.ended.done():
-            await self._signal(watch, signal.SIGKILL)
+            await self._signal(run, watch, signal.SIGKILL)
             await asyncio.wait({watch.ended}, timeout=pause_s)
             # Longer and longer: in a session, what the supervisor runs to keep the exit code is
             # hit as well, and must come through once.
@@ -216,16 +205,22 @@ class ProcessRuntime:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(watch.pidfd, signal.SIGTERM)
 
-    async def _ask_to_end(self, watch: _Watch) -> None:
+    async def _ask_to_end(self, run: RunKey, watch: _Watch) -> None:
         """Send the stop signal to every member: once, and as soon as there is one."""
         number = signal.Signals(watch.claim.stop_signal)
-        while not watch.ended.done() and not await self._signal(watch, number):
+        while not watch.ended.done() and not await self._signal(run, watch, number):
             await asyncio.wait({watch.ended}, timeout=self._settings.stop_poll_s)
 
-    async def _signal(self, watch: _Watch, number: signal.Signals) -> int:
-        """Send `number` to every member; return how many there were."""
-        members = watch.members
-        return 0 if members is None else await self._blocking(lambda: signal_all(members, number))
+    async def _signal(self, run: RunKey, watch: _Watch, number: signal.Signals | None) -> int:
+        """Send `number`, if any, to every member; return how many there were."""
+
+        def send() -> int:
+            members = self._claims.members(run, watch.claim)
+            if members is None:
+                return 0
+            return len(members.pids()) if number is None else signal_all(members, number)
+
+        return await self._blocking(send)
 
     async def read_log(
         self, run: RunKey, position: LogPosition, *, live: asyncio.Event
@@ -299,8 +294,8 @@ class ProcessRuntime:
         self._watches.pop(run, None)
 
     def _remove(self, run: RunKey, watch: _Watch) -> None:
-        if watch.members is not None:
-            watch.members.remove()
+        if (members := self._claims.members(run, watch.claim)) is not None:
+            members.remove()
         self._claims.remove(run)
 
     async def runs(self) -> Mapping[RunKey, Found]:
@@ -311,11 +306,25 @@ class ProcessRuntime:
                 found[run] = state
         return found
 
+    def _fill(self) -> None:
+        """Have supervisors ready for the runs that come next."""
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.get_running_loop().run_in_executor(
+                self._threads, self._supervisors.fill, self._groups
+            )
+
+    async def problem(self) -> str:
+        """Return nothing: there is no engine that could be down."""
+        return ""
+
     async def close(self) -> None:
         """Let go of every supervisor."""
         for watch in self._watches.values():
             self._release(watch)
         await self._tasks.close()
+        await self._blocking(self._supervisors.close)
+        if self._filling is not None:
+            await self._filling
         self._threads.shutdown(wait=False)
 
     async def _watched(self, run: RunKey) -> _Watch:
@@ -326,18 +335,18 @@ class ProcessRuntime:
         attached = await self._blocking(lambda: self._claims.attach(run, now=now))
         if attached is None:
             raise KeyError(run)
-        return self._watch(run, attached)
-
-    def _watch(self, run: RunKey, attached: Attached) -> _Watch:
-        """Look after `run` from here on, if nobody does yet."""
-        if (known := self._watches.get(run)) is not None:
-            return known
-        loop = asyncio.get_running_loop()
+        if (watch := self._watches.get(run)) is not None:
+            return watch  # another asked at the same time
         pidfd = attached.supervisor.hold() if attached.supervisor else None
-        watch = _Watch(attached.claim, attached.members, pidfd, loop.create_future())
+        return self._watch(run, attached.claim, pidfd, attached.end)
+
+    def _watch(self, run: RunKey, claim: Claim, pidfd: int | None, end: Ended | None) -> _Watch:
+        """Look after `run` from here on."""
+        loop = asyncio.get_running_loop()
+        watch = _Watch(claim, pidfd, loop.create_future())
         self._watches[run] = watch
-        if attached.end is not None:
-            watch.ended.set_result(attached.end)
+        if end is not None:
+            watch.ended.set_result(end)
         elif pidfd is not None:
             loop.add_reader(pidfd, self._exited, run, watch)
         else:
@@ -353,9 +362,15 @@ class ProcessRuntime:
         self._tasks.keep("process.end", lambda: self._end(run, watch))
 
     async def _end(self, run: RunKey, watch: _Watch) -> None:
-        """Kill what is left of `run`, then say how it ended."""
-        while await self._signal(watch, signal.SIGKILL):
-            await asyncio.wait({watch.ended}, timeout=self._settings.stop_poll_s)
+        """Kill what is left of `run`, then say how it ended.
+
+        While it is being stopped, the grace is for all of it: a game may still be saving when the
+        shell that started it has ended by the signal already.
+        """
+        pause_s = self._settings.stop_poll_s
+        while await self._signal(run, watch, None if watch.graces else signal.SIGKILL):
+            await asyncio.wait({watch.ended}, timeout=pause_s)
+            pause_s = min(2 * pause_s, _STOP_POLL_S_MAX)
         now = self._clock.now()
         end = await self._blocking(lambda: self._claims.end(run, watch.claim, now=now))
         watch.ended.set_result(end)

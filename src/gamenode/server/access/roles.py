@@ -1,4 +1,4 @@
-"""The one table of who may do what: every gRPC method and HTTP route, and the role it needs.
+"""The tables of who may do what: every gRPC method and HTTP route, the role it needs, its act.
 
 What has no row is refused, and a server that would serve something without one does not start
 (promise P15).
@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from gamenode.domain.access import Role
+from gamenode.domain.access import Actor, Role
+from gamenode.domain.errors import ErrorCode, GameNodeError
 
 _SERVICE: Final = "/gamenode.v1.GameNodeService/"
 
@@ -42,6 +43,11 @@ ROLES: Final[Mapping[str, Role]] = MappingProxyType(
         "PUT /api/v1/nodes/{node}/state": Role.ADMIN,
         "POST /api/v1/nodes:state": Role.ADMIN,
         "GET /api/v1/nodes/{node}/state-changes": Role.VIEWER,
+        "GET /api/v1/nodes/{node}/inventory": Role.VIEWER,
+        "GET /api/v1/nodes/{node}/inventory/versions": Role.VIEWER,
+        "GET /api/v1/nodes/{node}/inventory/diff": Role.VIEWER,
+        "POST /api/v1/nodes/{node}/inventory:collect": Role.OPERATOR,
+        "GET /api/v1/inventory": Role.VIEWER,
         "GET /api/v1/pipelines": Role.VIEWER,
         "POST /api/v1/pipelines": Role.OPERATOR,
         "POST /api/v1/pipelines:validate": Role.VIEWER,
@@ -49,6 +55,11 @@ ROLES: Final[Mapping[str, Role]] = MappingProxyType(
         "POST /api/v1/pipelines/{pipeline}:cancel": Role.OPERATOR,
         "GET /api/v1/pipelines/{pipeline}/steps/{step}/logs": Role.VIEWER,
         "GET /api/v1/events": Role.VIEWER,
+        "GET /api/v1/tokens": Role.ADMIN,
+        "POST /api/v1/tokens": Role.ADMIN,
+        "DELETE /api/v1/tokens/{token}": Role.ADMIN,
+        "GET /api/v1/audit": Role.ADMIN,
+        "GET /api/v1/audit:verify": Role.ADMIN,
         "GET /api/v1/version": Role.VIEWER,
         "GET /": Role.VIEWER,
         "GET /openapi.json": Role.PUBLIC,
@@ -57,6 +68,37 @@ ROLES: Final[Mapping[str, Role]] = MappingProxyType(
     }
 )
 """gRPC methods by their full name, HTTP routes by method and path template."""
+
+
+ACTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        _SERVICE + "Execute": "pipeline.create",
+        _SERVICE + "Cancel": "pipeline.cancel",
+        "PATCH /api/v1/nodes/{node}": "node.update",
+        "DELETE /api/v1/nodes/{node}": "node.remove",
+        "PUT /api/v1/nodes/{node}/state": "node.state",
+        "POST /api/v1/nodes:state": "node.state",
+        "POST /api/v1/pipelines": "pipeline.create",
+        "POST /api/v1/pipelines/{pipeline}:cancel": "pipeline.cancel",
+        "POST /api/v1/tokens": "token.create",
+        "DELETE /api/v1/tokens/{token}": "token.revoke",
+    }
+)
+"""What changes something for people, and its name in the audit log, accepted or refused."""
+
+
+def require(actor: Actor, needed: Role) -> None:
+    """Check that `actor` has the role `needed`, or one that includes it.
+
+    Raises:
+        GameNodeError: PERMISSION_DENIED, naming both roles.
+    """
+    if not actor.may(needed):
+        raise GameNodeError(
+            ErrorCode.PERMISSION_DENIED,
+            f"{actor.name} has the role {actor.role}, and this needs {needed}",
+            hint=f"sign in with a token of the role {needed}",
+        )
 
 
 def check_complete(operations: Iterable[str], *, roles: Mapping[str, Role] = ROLES) -> None:

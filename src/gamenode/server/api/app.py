@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -18,19 +18,36 @@ from gamenode.domain.access import Role
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.lib.clock import Clock
 from gamenode.lib.ids import Ids
+from gamenode.server.access.manager import AccessManager
 from gamenode.server.access.roles import ROLES, check_complete
 from gamenode.server.api import openapi, problem
+from gamenode.server.api.audit import AuditRoutes
 from gamenode.server.api.events import EventRoutes
 from gamenode.server.api.guard import Guard
 from gamenode.server.api.home import HomeRoutes
+from gamenode.server.api.inventory import InventoryRoutes
 from gamenode.server.api.logs import LogRoutes
 from gamenode.server.api.nodes import NodeRoutes
-from gamenode.server.api.nouns import Nouns
-from gamenode.server.api.operation import Authenticate, Operation, Resource, no_route
+from gamenode.server.api.operation import (
+    Authenticate,
+    InternalErrors,
+    Operation,
+    Refusals,
+    Resource,
+    no_route,
+)
 from gamenode.server.api.pipelines import PipelineRoutes
 from gamenode.server.api.states import StateRoutes
 from gamenode.server.api.streams import Streams
 from gamenode.server.api.system import SystemRoutes
+from gamenode.server.api.tokens import TokenRoutes
+from gamenode.server.events.audit_log import AuditLog
+from gamenode.server.events.feed import EventFeed
+from gamenode.server.logs.manager import LogManager
+from gamenode.server.nodes.inventories import InventoryKeeper
+from gamenode.server.nodes.manager import NodeManager
+from gamenode.server.pipelines.manager import PipelineManager
+from gamenode.server.pipelines.service import GamePipelineGRPCService
 
 _REQUEST_ID: Final = "x-request-id"
 _REQUEST_ID_LENGTH_MAX: Final = 64
@@ -55,11 +72,29 @@ class ApiSettings:
     """When to come back to a server that had no room, or was not ready."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nouns:
+    """Everything that the HTTP edge speaks for."""
+
+    pipeline_manager: PipelineManager
+    pipeline_service: GamePipelineGRPCService
+    nodes: NodeManager
+    inventories: InventoryKeeper
+    logs: LogManager
+    events: EventFeed
+    tokens: AccessManager
+    audit: AuditLog
+    why_not_ready: Callable[[], str]
+    """Says why this server takes no work; empty when it does."""
+
+
 def create_api(
     nouns: Nouns,
     *,
     settings: ApiSettings,
     authenticate: Authenticate,
+    refusals: Refusals,
+    internal_errors: InternalErrors,
     clock: Clock,
     ids: Ids,
     roles: Mapping[str, Role] = ROLES,
@@ -88,11 +123,14 @@ def create_api(
             clock=clock,
             wait_s_max=settings.wait_s_max,
         ).operations(),
+        *InventoryRoutes(nouns.inventories, streams=streams, clock=clock).operations(),
         *PipelineRoutes(
             nouns.pipeline_manager, nouns.pipeline_service, wait_s_max=settings.wait_s_max
         ).operations(),
         *LogRoutes(nouns.logs, streams=streams, clock=clock).operations(),
         *EventRoutes(nouns.events, streams=streams).operations(),
+        *TokenRoutes(nouns.tokens).operations(),
+        *AuditRoutes(nouns.audit).operations(),
         *SystemRoutes(
             why_not_ready=nouns.why_not_ready,
             description=description,
@@ -109,6 +147,7 @@ def create_api(
                     tuple(group),
                     roles=roles,
                     authenticate=authenticate,
+                    refusals=refusals,
                     body_bytes_max=settings.body_bytes_max,
                 ),
             )
@@ -120,16 +159,19 @@ def create_api(
         default=_no_route,
     )
     guard = Guard(bound_host=settings.bound_host, hosts=settings.hosts)
-    return Edge(router, guard=guard, ids=ids)
+    return Edge(router, guard=guard, internal_errors=internal_errors, ids=ids)
 
 
 class Edge:
     """What holds for every request: its id, the guard, and errors that leave as problems."""
 
-    def __init__(self, app: ASGIApp, *, guard: Guard, ids: Ids) -> None:
+    def __init__(
+        self, app: ASGIApp, *, guard: Guard, internal_errors: InternalErrors, ids: Ids
+    ) -> None:
         """Stand before `app`."""
         self._app = app
         self._guard = guard
+        self._internal_errors = internal_errors
         self._ids = ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,6 +187,7 @@ class Edge:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         request_id = _valid_request_id(headers) or self._ids.new()
+        state = scope["state"] = {"request_id": request_id, "operation": "HTTP"}
         started = False
 
         async def send_marked(message: Message) -> None:
@@ -163,22 +206,19 @@ class Edge:
         except ClientDisconnect:
             return  # nobody is there to be answered
         except Exception as error:
-            refusal = self._refusal(error, scope, request_id)
+            refusal = self._refusal(error, state)
             if started:
                 # The status is gone out; only a broken connection can still say it.
                 raise
             await problem.respond(refusal)(scope, receive, send_marked)
 
-    def _refusal(self, error: Exception, scope: Scope, request_id: str) -> GameNodeError:
+    def _refusal(self, error: Exception, state: Mapping[str, str]) -> GameNodeError:
         if isinstance(error, GameNodeError) and (
             error.code is not ErrorCode.INTERNAL or error.error_id
         ):
             return error
-        return problem.unexpected(
-            error,
-            error_id=self._ids.new(),
-            request_id=request_id,
-            at=f"{scope['method']} {scope['path']}",
+        return self._internal_errors.report(
+            error, place=state["operation"], request_id=state["request_id"]
         )
 
 

@@ -53,6 +53,11 @@ PATH_PARAMETERS: Final[Mapping[str, PathParameter]] = MappingProxyType(
             "a pipeline's id",
             "the whole id, as the list of pipelines gives it",
         ),
+        "token": PathParameter(
+            re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII),
+            "a token's id",
+            "the whole id, as the list of tokens gives it",
+        ),
         "step": PathParameter(
             re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII),
             "a step's name",

@@ -8,14 +8,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
-from sqlalchemy import Connection
 from starlette.types import ASGIApp
 
 from gamenode.domain.errors import invalid
 from gamenode.domain.event import Event, EventFilter, EventType
 from gamenode.server.api import page
 from gamenode.server.api.decode import QueryReader
-from gamenode.server.api.nouns import EventLog
 from gamenode.server.api.operation import Call, Operation, answer
 from gamenode.server.api.streams import (
     NDJSON_MEDIA_TYPE,
@@ -25,8 +23,6 @@ from gamenode.server.api.streams import (
     closing,
     read_last_event_id,
 )
-from gamenode.server.db.database import Database
-from gamenode.server.events import store
 from gamenode.server.events.feed import EventFeed
 from gamenode.wire import http
 
@@ -59,38 +55,10 @@ class EventsQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     follow: Annotated[bool, Meta(description="Go on with events as they come.")] = False
 
 
-class StoredEvents:
-    """The stored events of a server, and those that its feed brings."""
-
-    def __init__(self, database: Database, feed: EventFeed) -> None:
-        """Read from `database`, and follow `feed`."""
-        self._database = database
-        self._feed = feed
-
-    async def read_after(
-        self, after: int | None, *, wanted: EventFilter, limit: int
-    ) -> Sequence[Event]:
-        """Return stored events behind `after`; None: from the oldest that there is.
-
-        Raises:
-            GameNodeError: CURSOR_EXPIRED.
-        """
-
-        def page_of(conn: Connection) -> Sequence[Event]:
-            cursor = store.oldest(conn) if after is None else after
-            return store.read_after(conn, cursor, filter=wanted, limit=limit)
-
-        return await self._database.read(page_of)
-
-    def follow(self, after: int | None, wanted: EventFilter) -> AsyncIterator[Sequence[Event]]:
-        """Yield events behind `after` as they come; None: from now on."""
-        return self._feed.follow(after, wanted)
-
-
 class EventRoutes:
     """Reads events."""
 
-    def __init__(self, events: EventLog, *, streams: Streams) -> None:
+    def __init__(self, events: EventFeed, *, streams: Streams) -> None:
         """Speak for `events`."""
         self._events = events
         self._streams = streams

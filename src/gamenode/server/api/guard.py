@@ -7,9 +7,7 @@ from collections.abc import Collection
 from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
 
-from gamenode.domain.access import Actor, ActorKind, Role
 from gamenode.domain.errors import ErrorCode, GameNodeError
 
 ANY_HOST: Final = "*"
@@ -41,7 +39,7 @@ class Guard:
             raise GameNodeError(
                 ErrorCode.PERMISSION_DENIED,
                 f"this server does not go by the name {named[0][:255]!r}",
-                hint="use its address, or add the name to the server's setting http.hosts",
+                hint="use its address, or add the name to the server's setting api.hosts",
             )
         if method not in _SAFE_METHODS and not _is_own_origin(headers):
             raise GameNodeError(
@@ -56,12 +54,6 @@ class Guard:
             return ipaddress.ip_address(name).is_loopback
         except ValueError:
             return False
-
-
-def local_admin(request: Request) -> Actor:
-    """Return whoever reached a server that listens on loopback alone, an administrator."""
-    source = f"{request.client.host}:{request.client.port}" if request.client else ""
-    return Actor(kind=ActorKind.LOCAL, name="local", role=Role.ADMIN, source=source)
 
 
 def _is_own_origin(headers: Headers) -> bool:

@@ -16,8 +16,9 @@ from gamenode.domain.node import Node
 from gamenode.domain.pipeline import Pipeline
 from gamenode.domain.selector import Selector
 from gamenode.server.api.decode import NoQuery, QueryReader
-from gamenode.server.api.nouns import NodeManager, PipelineService
 from gamenode.server.api.operation import Call, Operation
+from gamenode.server.nodes.manager import NodeManager
+from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.wire import http
 
 _ROWS_MAX: Final = 50
@@ -41,7 +42,7 @@ _POLICY: Final = (
 class HomeRoutes:
     """Shows nodes and the newest pipelines."""
 
-    def __init__(self, nodes: NodeManager, pipelines: PipelineService) -> None:
+    def __init__(self, nodes: NodeManager, pipelines: GamePipelineGRPCService) -> None:
         """Speak for `nodes` and `pipelines`."""
         self._nodes = nodes
         self._pipelines = pipelines
@@ -103,12 +104,12 @@ def _page(nodes: Sequence[Node], pipelines: Sequence[Pipeline]) -> str:
 </head>
 <body>
 <h1>GameNode {escape(__version__)}</h1>
-<p>The interface is described in <a href="/openapi.json">openapi.json</a>; on the command line,
-<code>gamenode --help</code> says the rest.</p>
+<p><a href="/openapi.json">openapi.json</a> describes the HTTP interface;
+<code>gamenode --help</code> lists the commands.</p>
 <h2>Nodes</h2>
-{_table(("Node", "State", "Use", "Last heartbeat", "Agent"), node_rows)}
+{_table(("Node", "Liveness", "State", "Last heartbeat", "Agent"), node_rows)}
 <h2>Newest pipelines</h2>
-{_table(("Pipeline", "Name", "Status", "Where", "Created"), pipeline_rows)}
+{_table(("Pipeline", "Name", "Status", "Node, or why it waits", "Created"), pipeline_rows)}
 </body>
 </html>
 """

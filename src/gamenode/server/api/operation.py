@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -15,14 +15,43 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gamenode.domain.access import Actor, ActorKind, Role
 from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.server.access.roles import require
 from gamenode.server.api import problem
 from gamenode.server.api.decode import PATH_PARAMETERS, BodyReader, QueryReader
 
 Query = TypeVar("Query")
 Body = TypeVar("Body")
 
-Authenticate = Callable[[Request], Actor]
-"""Returns who sent a request, or raises UNAUTHENTICATED."""
+
+class Authenticate(Protocol):
+    """Says who sends a request."""
+
+    async def __call__(self, authorization: str | None, /, *, source: str) -> Actor:
+        """Return who sent this header from this address, or raise UNAUTHENTICATED."""
+
+
+class InternalErrors(Protocol):
+    """Takes errors that nobody expected."""
+
+    def report(self, error: Exception, *, place: str, request_id: str = "") -> GameNodeError:
+        """Keep `error` for the administrator; return what the caller may be told of it."""
+
+
+class Refusals(Protocol):
+    """Keeps a record of refused acts."""
+
+    async def record(
+        self,
+        error: GameNodeError,
+        *,
+        operation: str,
+        by: Actor,
+        target: str,
+        reason: str = "",
+        request_id: str = "",
+    ) -> None:
+        """Record that `operation` ended with `error`, if that is a refused act."""
+
 
 ANYONE: Final = Actor(kind=ActorKind.LOCAL, name="anyone", role=Role.PUBLIC)
 """Who sends a request that needs no role; nobody looks at its credentials."""
@@ -40,6 +69,8 @@ class Call(Generic[Query, Body]):
     path: Mapping[str, str]
     query: Query
     body: Body
+    refused: Callable[[GameNodeError, str], Awaitable[None]]
+    """Records that a part of the act was refused: why, and for what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +112,7 @@ class Resource:
         *,
         roles: Mapping[str, Role],
         authenticate: Authenticate,
+        refusals: Refusals,
         body_bytes_max: int,
     ) -> None:
         """Serve `operations`, which share their path."""
@@ -92,6 +124,7 @@ class Resource:
             self._roles["HEAD"] = self._roles["GET"]
         self._allow = ", ".join(sorted(self._operations))
         self._authenticate = authenticate
+        self._refusals = refusals
         self._body_bytes_max = body_bytes_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,28 +139,24 @@ class Resource:
         if operation is None:
             await self._refuse_method(request)(scope, receive, send)
             return
-        actor = self._admit(request)
-        query = operation.query.read(scope["query_string"].decode("latin-1"))
-        body = (
-            await operation.body.read(request, bytes_max=self._body_bytes_max)
-            if operation.body
-            else None
-        )
-        call = Call(request=request, actor=actor, path=path, query=query, body=body)
-        response = await operation.handler(call)
+        request.state.operation = operation.name
+        actor = await self._caller(request)
+        answering = _Answering(operation, request, actor, self._refusals)
+        try:
+            require(actor, self._roles[request.method])
+            response = await answering.answer(path, body_bytes_max=self._body_bytes_max)
+        except GameNodeError as error:
+            await answering.refused(error, next(iter(path.values()), ""))
+            raise
         await response(scope, receive, send)
 
-    def _admit(self, request: Request) -> Actor:
-        needed = self._roles[request.method]
-        if needed is Role.PUBLIC:
+    async def _caller(self, request: Request) -> Actor:
+        if self._roles[request.method] is Role.PUBLIC:
             return ANYONE
-        actor = self._authenticate(request)
-        if not actor.may(needed):
-            raise GameNodeError(
-                ErrorCode.PERMISSION_DENIED,
-                f"{actor.name} has the role {actor.role}, and this needs {needed}",
-            )
-        return actor
+        # A request with two of them is nobody's: joined, they are no credentials.
+        sent = request.headers.getlist("authorization")
+        source = request.client.host if request.client else ""
+        return await self._authenticate(", ".join(sent) if sent else None, source=source)
 
     def _refuse_method(self, request: Request) -> Response:
         error = GameNodeError(
@@ -137,6 +166,50 @@ class Resource:
         )
         return problem.respond(
             error, status=HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": self._allow}
+        )
+
+
+class _Answering:
+    """One request on its way through an operation."""
+
+    def __init__(
+        self,
+        operation: Operation[Any, Any],
+        request: Request,
+        actor: Actor,
+        refusals: Refusals,
+    ) -> None:
+        self._operation = operation
+        self._request = request
+        self._actor = actor
+        self._refusals = refusals
+        self._body: Any = None
+
+    async def answer(self, path: Mapping[str, str], *, body_bytes_max: int) -> ASGIApp:
+        """Read the request and return what the operation answers."""
+        operation, request = self._operation, self._request
+        query = operation.query.read(request.scope["query_string"].decode("latin-1"))
+        if operation.body:
+            self._body = await operation.body.read(request, bytes_max=body_bytes_max)
+        call = Call(
+            request=request,
+            actor=self._actor,
+            path=path,
+            query=query,
+            body=self._body,
+            refused=self.refused,
+        )
+        return await operation.handler(call)
+
+    async def refused(self, error: GameNodeError, target: str) -> None:
+        """Record that the request, or a part of it, was refused."""
+        await self._refusals.record(
+            error,
+            operation=self._operation.name,
+            by=self._actor,
+            target=target,
+            reason=getattr(self._body, "reason", ""),
+            request_id=self._request.state.request_id,
         )
 
 

@@ -13,7 +13,7 @@ from gamenode.domain.errors import GameNodeError, invalid
 from gamenode.lib.clock import Instant
 
 LIMIT_MAX: Final = 1000
-_INSTANT_MAX: Final = 2**63 - 1
+_INTEGER_MAX: Final = 2**63 - 1
 
 Item = TypeVar("Item")
 
@@ -47,6 +47,25 @@ def read_node_cursor(cursor: str) -> str:
     return _decode("node", cursor, parts=1)[0] if cursor else ""
 
 
+def inventory_cursor(version: int) -> str:
+    """Return the cursor behind a version of an inventory."""
+    return _encode("inventory", str(version))
+
+
+def read_inventory_cursor(cursor: str) -> int | None:
+    """Return the version that `cursor` stands behind; None if it is empty.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST; this is no cursor of that list.
+    """
+    if not cursor:
+        return None
+    (version,) = _decode("inventory", cursor, parts=1)
+    if not version.isdecimal() or int(version) > _INTEGER_MAX:
+        raise _no_cursor()
+    return int(version)
+
+
 def pipeline_cursor(created_at: Instant, pipeline_id: str) -> str:
     """Return the cursor behind a pipeline."""
     return _encode("pipeline", str(created_at), pipeline_id)
@@ -61,9 +80,42 @@ def read_pipeline_cursor(cursor: str) -> tuple[Instant, str] | None:
     if not cursor:
         return None
     created_at, pipeline_id = _decode("pipeline", cursor, parts=2)
-    if not created_at.isdecimal() or int(created_at) > _INSTANT_MAX:
+    if not created_at.isdecimal() or int(created_at) > _INTEGER_MAX:
         raise _no_cursor()
     return Instant(int(created_at)), pipeline_id
+
+
+def token_cursor(token_id: str) -> str:
+    """Return the cursor behind a token."""
+    return _encode("token", token_id)
+
+
+def read_token_cursor(cursor: str) -> str:
+    """Return the token's id that `cursor` stands behind; empty for an empty cursor.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST; this is no cursor of that list.
+    """
+    return _decode("token", cursor, parts=1)[0] if cursor else ""
+
+
+def audit_cursor(number: int) -> str:
+    """Return the cursor behind an entry of the audit log."""
+    return _encode("audit", str(number))
+
+
+def read_audit_cursor(cursor: str) -> int | None:
+    """Return the id of the entry that `cursor` stands behind; None if it is empty.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST; this is no cursor of that list.
+    """
+    if not cursor:
+        return None
+    (number,) = _decode("audit", cursor, parts=1)
+    if not number.isdecimal() or int(number) > _INTEGER_MAX:
+        raise _no_cursor()
+    return int(number)
 
 
 def _encode(kind: str, *parts: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 
@@ -14,7 +13,6 @@ from gamenode.wire import http
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
-_log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -39,24 +37,4 @@ def respond(
         status_code=body.status,
         headers=all_headers,
         media_type=PROBLEM_MEDIA_TYPE,
-    )
-
-
-def unexpected(error: Exception, *, error_id: str, request_id: str, at: str) -> GameNodeError:
-    """Log `error` whole under `error_id`; return what may be told of it: that id (J2)."""
-    _log.error(
-        "request failed",
-        exc_info=error,
-        extra={
-            "event": "request.failed",
-            "error_id": error_id,
-            "request_id": request_id,
-            "operation": at,
-        },
-    )
-    return GameNodeError(
-        ErrorCode.INTERNAL,
-        "the server failed to answer this request",
-        hint="look for the id in the server's log",
-        error_id=error_id,
     )

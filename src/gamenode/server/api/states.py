@@ -9,15 +9,15 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 from starlette.types import ASGIApp
 
-from gamenode.domain.errors import GameNodeError, invalid
+from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.node import MAINTENANCE_TRANSITIONS, Drain, Maintenance, Node
 from gamenode.domain.quantity import parse_duration, parse_time
 from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock, after
 from gamenode.server.api.decode import BodyReader, NoQuery, QueryReader
-from gamenode.server.api.nouns import NodeManager
 from gamenode.server.api.operation import Call, Operation, answer
 from gamenode.server.api.streams import unless_gone
+from gamenode.server.nodes.manager import NodeManager
 from gamenode.wire import http
 
 _CHANGES_MAX = 1000
@@ -117,6 +117,9 @@ class StateRoutes:
                     outcome = "changed"
                 except GameNodeError as error:
                     outcome, message = "refused", error.message
+                    await call.refused(error, node.id)
+            elif outcome == "refused" and not body.dry_run:
+                await call.refused(GameNodeError(ErrorCode.CONFLICT, message), node.id)
             outcomes.append(
                 http.StateOutcome(
                     node_id=node.id,

@@ -66,8 +66,25 @@ nodes: Final = Table(
     Column("labels", JSON, nullable=False),
     Column("host_labels", JSON, nullable=False),
     Column("note", Text, nullable=False),
-    Column("inventory", JSON, nullable=False),
+    Column("inventory_version", BigInteger, nullable=False),
+    # As the node computed it, of what it reported last.
+    Column("inventory_hash", String(64), nullable=False),
     Column("registered_at", BigInteger, nullable=False),
+)
+
+inventory_versions: Final = Table(
+    "inventory_versions",
+    metadata,
+    Column("node_id", String(63), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("collected_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("content", JSON, nullable=False),
+    Column("failed", JSON, nullable=False),
+    Column("summary", Text, nullable=False),
+    PrimaryKeyConstraint("node_id", "version"),
+    comment="What each node was made of, one row for each change of its stable content (B4).",
 )
 
 node_conditions: Final = Table(
@@ -205,6 +222,29 @@ steps: Final = Table(
     Column("instance_id", String(36), nullable=False),
     PrimaryKeyConstraint("pipeline_id", "position"),
     Index("steps_by_name", "pipeline_id", "name", unique=True),
+)
+
+tokens: Final = Table(
+    "tokens",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("last_used_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    # A name stands in the audit log, so it means one token at a time.
+    Index(
+        "tokens_by_name",
+        "name",
+        unique=True,
+        sqlite_where=text("revoked_at IS NULL"),
+        postgresql_where=text("revoked_at IS NULL"),
+    ),
+    comment="API tokens; of their secrets, the SHA-256.",
 )
 
 idempotency_keys: Final = Table(

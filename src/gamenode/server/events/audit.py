@@ -2,14 +2,14 @@
 
 Each group commit makes one link: HMAC-SHA256, under a key kept outside of the database, of the
 link before it and of the group's rows. All rows of a group carry it. A cut tail leaves a sound
-chain, so the head is logged with each commit, and `verify` takes one to look for (rule RC4).
+chain, so the head is logged with each commit, and `verify` takes heads to look for (rule RC4).
 """
 
 from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
@@ -52,6 +52,14 @@ class AuditRecord:
     entry: AuditEntry
 
 
+@dataclass(frozen=True, slots=True)
+class AuditHead:
+    """The end of the chain: its newest row, and the link that this row carries."""
+
+    id: int
+    link: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditVerdict:
     """What a walk along the chain found."""
@@ -73,14 +81,28 @@ def append(conn: Connection, entry: AuditEntry) -> None:
     collect(conn, entry)
 
 
-def link_all(conn: Connection, entries: Sequence[AuditEntry], *, key: bytes) -> str:
-    """Store what a group has collected, under one link; return it, in hex. For the commit hook."""
-    newest = select(audit.c.link).order_by(audit.c.id.desc()).limit(1)
-    previous = conn.scalar(newest)
+def head(conn: Connection) -> AuditHead | None:
+    """Return the end of the chain, or None if the log is empty."""
+    newest = select(audit.c.id, audit.c.link).order_by(audit.c.id.desc()).limit(1)
+    row = conn.execute(newest).first()
+    return None if row is None else AuditHead(row.id, row.link)
+
+
+def link_all(
+    conn: Connection, entries: Sequence[AuditEntry], *, key: bytes, known: AuditHead | None = None
+) -> AuditHead:
+    """Store what a group has collected, under one link; return the new head. For the commit hook.
+
+    `known` is a head that the caller saw before. If the log ends before it, its tail was cut, and
+    the new link follows the lost one, so that the chain shows the gap for ever.
+    """
+    newest = head(conn)
+    if known is not None and (newest is None or newest.id < known.id):
+        newest = known
     rows = [_columns(entry) for entry in entries]
-    link = _link(_FIRST_LINK if previous is None else previous, rows, key)
+    link = _link(_FIRST_LINK if newest is None else newest.link, rows, key)
     conn.execute(insert(audit), [{**row, "link": link} for row in rows])
-    return link.hex()
+    return AuditHead(conn.execute(select(func.max(audit.c.id))).scalar_one(), link)
 
 
 def newest_first(conn: Connection, *, before: int | None = None, limit: int) -> list[AuditRecord]:
@@ -91,14 +113,15 @@ def newest_first(conn: Connection, *, before: int | None = None, limit: int) -> 
     return [_record(row) for row in conn.execute(page).mappings()]
 
 
-def verify(conn: Connection, key: bytes, *, known_head: str = "") -> AuditVerdict:
+def verify(conn: Connection, key: bytes, *, known_heads: Collection[str] = ()) -> AuditVerdict:
     """Walk along the whole chain; stop at the first row that it does not vouch for.
 
-    `known_head` is a link that was logged, in hex: if no row carries it, the tail was cut.
+    `known_heads` are links that were seen before, in hex: if no row carries one, the tail was cut.
     """
     previous = _link_before(conn)
     rows = last = 0
-    head, known_seen = "", not known_head
+    end = ""
+    missing = set(known_heads)
     for link, group in groupby(_walk(conn), key=lambda row: bytes(row["link"])):
         made = hmac.new(key, previous, "sha256")
         first = count = 0
@@ -106,11 +129,11 @@ def verify(conn: Connection, key: bytes, *, known_head: str = "") -> AuditVerdic
             made.update(_canonical(row))
             first, last, count = first or row["id"], row["id"], count + 1
         if not hmac.compare_digest(made.digest(), link):
-            return AuditVerdict(ok=False, rows=rows, head=head, first_bad=first)
-        previous, head, rows = link, link.hex(), rows + count
-        known_seen = known_seen or head == known_head
+            return AuditVerdict(ok=False, rows=rows, head=end, first_bad=first)
+        previous, end, rows = link, link.hex(), rows + count
+        missing.discard(end)
     return AuditVerdict(
-        ok=known_seen, rows=rows, head=head, first_bad=None if known_seen else last + 1
+        ok=not missing, rows=rows, head=end, first_bad=last + 1 if missing else None
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -16,8 +17,10 @@ from gamenode.domain.event import Event, EventFilter, NewEvent
 from gamenode.lib.tasks import Supervisor, Wake, every
 from gamenode.server.db.database import Database
 from gamenode.server.events import audit, store
+from gamenode.server.events.audit import AuditHead
 
 _log = logging.getLogger(__name__)
+_ALL: Final = EventFilter()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class EventFeedSettings:
 @dataclass(frozen=True, slots=True)
 class _Committed:
     events: Sequence[Event]
-    audit_head: str
+    audit_head: AuditHead | None
 
 
 class Watch:
@@ -74,11 +77,12 @@ class EventFeed:
         self._database = database
         self._settings = settings
         self._audit_key = audit_key
+        self._audit_head: AuditHead | None = None
         self._head = 0
         self._seen = 0  # everything up to here was announced
         self._announced: set[int] = set()  # and these beyond it
         self._followers: dict[Wake, EventFilter] = {}
-        self._watches: dict[str, set[Wake]] = {}
+        self._watches: dict[str, dict[Wake, EventFilter]] = {}
         self._watch_count = 0
         self._listeners: list[Callable[[Sequence[Event]], None]] = []
         self._supervisor = Supervisor()
@@ -87,6 +91,7 @@ class EventFeed:
     async def start(self) -> None:
         """Learn the head, and look for commits that nobody announces from now on."""
         self._head = self._seen = await self._database.read(store.head)
+        self._audit_head = await self._database.read(audit.head)
         self._supervisor.keep(
             "events.poll", lambda: every(self._settings.poll_s, self._announce_missed)
         )
@@ -103,6 +108,11 @@ class EventFeed:
         """Whether nothing more is told: the server is stopping."""
         return self._closed
 
+    @property
+    def audit_head(self) -> AuditHead | None:
+        """The end of the audit log, as this server saw it last."""
+        return self._audit_head
+
     def on_events(self, listener: Callable[[Sequence[Event]], None]) -> None:
         """Call `listener` on the event loop with the events of each commit, once each."""
         self._listeners.append(listener)
@@ -118,7 +128,7 @@ class EventFeed:
 
         def read(conn: Connection) -> Sequence[Event]:
             first = store.oldest(conn) if after is None else after
-            return store.read_after(conn, first, filter=wanted, limit=limit)
+            return store.read_after(conn, first, wanted=wanted, limit=limit)
 
         return await self._database.read(read)
 
@@ -138,8 +148,8 @@ class EventFeed:
         return self._follow(self._head if after is None else after, wanted)
 
     @contextmanager
-    def watch(self, entity_id: str) -> Iterator[Watch]:
-        """Watch for events about `entity_id` or its parts ("<entity>/<part>").
+    def watch(self, entity_id: str, wanted: EventFilter = _ALL) -> Iterator[Watch]:
+        """Watch for events that are `wanted` about `entity_id` or its parts ("<entity>/<part>").
 
         Take it before reading the entity: no change can then fall between reading and waiting.
 
@@ -150,13 +160,13 @@ class EventFeed:
             raise self._too_many("watches")
         wake = Wake()
         self._watch_count += 1
-        self._watches.setdefault(entity_id, set()).add(wake)
+        self._watches.setdefault(entity_id, {})[wake] = wanted
         try:
             yield Watch(wake)
         finally:
             self._watch_count -= 1
             wakes = self._watches[entity_id]
-            wakes.remove(wake)
+            del wakes[wake]
             if not wakes:
                 del self._watches[entity_id]
 
@@ -169,16 +179,22 @@ class EventFeed:
         if len(happened) + len(entries) != len(collected):
             raise TypeError("neither an event nor an audit entry was collected")
         if not collected:
-            return _Committed((), "")
+            return _Committed((), None)
         self._database.lock_commits(conn)
-        head = audit.link_all(conn, entries, key=self._audit_key) if entries else ""
+        head = (
+            audit.link_all(conn, entries, key=self._audit_key, known=self._audit_head)
+            if entries
+            else None
+        )
         return _Committed(store.insert_all(conn, happened), head)
 
     def after_commit(self, outcome: object) -> None:
         """Wake who waits for these events, and log the audit log's head, so that a cut shows."""
         assert isinstance(outcome, _Committed)
-        if outcome.audit_head:
-            _log.info("audit log grew", extra={"event": "audit.head", "head": outcome.audit_head})
+        if outcome.audit_head is not None:
+            self._audit_head = outcome.audit_head
+            head = outcome.audit_head.link.hex()
+            _log.info("audit log grew", extra={"event": "audit.head", "head": head})
         # The poll may have been faster.
         fresh = [event for event in outcome.events if event.id > self._seen]
         self._announced.update(event.id for event in fresh)
@@ -204,8 +220,9 @@ class EventFeed:
                 wake.ring()
         for event in happened:
             for entity_id in {event.entity_id, event.entity_id.partition("/")[0]}:
-                for wake in self._watches.get(entity_id, ()):
-                    wake.ring()
+                for wake, wanted in self._watches.get(entity_id, {}).items():
+                    if wanted.matches(event):
+                        wake.ring()
         for listener in self._listeners:
             try:
                 listener(happened)
@@ -232,7 +249,7 @@ class EventFeed:
         limit = self._settings.batch_max
 
         def batch(conn: Connection) -> tuple[list[Event], int]:
-            found = store.read_after(conn, after, filter=wanted, limit=limit)
+            found = store.read_after(conn, after, wanted=wanted, limit=limit)
             return found, found[-1].id if len(found) == limit else store.head(conn)
 
         return await self._database.read(batch)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from gamenode.domain.access import Actor
 from gamenode.domain.command import Closed, CloseReason, Statement
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.inventory import Inventory
+from gamenode.domain.inventory import Collection, CollectionFailure, Inventory, with_parts_of
 from gamenode.domain.node import (
     OF_THE_AGENT,
     ConditionType,
@@ -22,17 +22,25 @@ from gamenode.domain.node import (
     Maintenance,
     Node,
     NodePatch,
+    NodeType,
     Registration,
     RegistrationAnswer,
     Session,
     StateChange,
 )
 from gamenode.domain.placement import Candidate
+from gamenode.domain.registration import refusal
 from gamenode.domain.selector import Lookup, Selector
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 from gamenode.lib.ids import Ids
 from gamenode.server.nodes.connections import AgentConnection, ConnectionManager, Liveness
-from gamenode.server.nodes.service import GameNodeService, not_found, values_of
+from gamenode.server.nodes.inventories import InventoryKeeper
+from gamenode.server.nodes.service import (
+    GameNodeService,
+    InventorySettings,
+    not_found,
+    values_of,
+)
 from gamenode.server.nodes.states import StateKeeper, StateSettings
 
 _log = logging.getLogger(__name__)
@@ -70,6 +78,7 @@ class NodeManager:
         ids: Ids,
         settings: NodeSettings,
         states: StateSettings,
+        inventories: InventorySettings,
     ) -> None:
         """Know nobody until `load`."""
         self._service = service
@@ -89,8 +98,17 @@ class NodeManager:
             settings=states,
         )
         self._nodes: dict[str, Node] = {}
+        self._collection_retry_after_s = inventories.retry_after_s
+        self.inventories = InventoryKeeper(
+            service=service,
+            connections=self._connections,
+            nodes=self._nodes,
+            clock=clock,
+            settings=inventories,
+        )
         self._values: dict[str, dict[str, tuple[str, ...]]] = {}
         self._changed: list[Callable[[], None]] = []
+        self._closed: Closed | None = None
 
     async def load(self) -> None:
         """Read every node; whoever was online gets the whole timeout from now (C6, P7)."""
@@ -192,7 +210,10 @@ class NodeManager:
                 extra={"event": "node.heartbeat_unwritten", "node_id": node.id},
             )
         return HeartbeatResult(
-            counted=True, maintenance=node.maintenance, state_version=node.state_version
+            counted=True,
+            maintenance=node.maintenance,
+            state_version=node.state_version,
+            send_inventory=beat.inventory_hash not in ("", node.inventory_hash),
         )
 
     def session_of(self, node_id: str, session_id: str) -> Session | None:
@@ -225,6 +246,8 @@ class NodeManager:
         known = self._connections.attach(connection, online=node.online)
         if known is None:
             return None
+        if self._closed is not None:
+            connection.close(self._closed)
         try:
             if not known.online:
                 await self._set_online(known, "reconnected")
@@ -258,7 +281,8 @@ class NodeManager:
         return self._connections.connection(node_id)
 
     def close_all(self, closed: Closed) -> None:
-        """End every stream with a word that says why."""
+        """End every stream, and every one to come, with a word that says why."""
+        self._closed = closed
         for _, known in self._connections.every():
             if known.connection is not None:
                 known.connection.close(closed)
@@ -412,10 +436,34 @@ class NodeManager:
             for node_id, node in self._nodes.items()
         ]
 
-    async def update_resource_info(self, node_id: str, inventory: Inventory) -> None:
-        """Replace what is known of a node's parts."""
-        await self._service.update_inventory(node_id, inventory, now=self._clock.now())
-        self._remember(await self._service.get(node_id))
+    # Inventories
+
+    def refusal(
+        self,
+        node_id: str,
+        inventory: Inventory,
+        node_type: NodeType | None,
+        failed: Sequence[CollectionFailure],
+    ) -> GameNodeError | None:
+        """Return why what a node says of itself is refused, or None (A2).
+
+        A part that could not be collected is taken as it was seen before, where it was.
+        """
+        known = self._nodes.get(node_id)
+        if known is not None:
+            parts = {failure.part for failure in failed}
+            inventory = with_parts_of(inventory, known.inventory, parts)
+            node_type = node_type or known.type
+        return refusal(inventory, node_type, failed, retry_after_s=self._collection_retry_after_s)
+
+    async def update_resource_info(self, session: Session, collection: Collection) -> bool:
+        """Take what a node collected; False if its session is not the newest any more."""
+        version = await self._service.update_inventory(session, collection, now=self._clock.now())
+        if version is None:
+            return False
+        self._remember(await self._service.get(session.node_id))
+        self.inventories.collected(version)
+        return True
 
     def _is_newest(self, node: Node, session_id: str) -> bool:
         return session_id == node.session_id or (not session_id and node.simple)
@@ -437,6 +485,13 @@ class NodeManager:
                 link=known.link,
                 link_since=known.link_since,
                 link_cause=known.link_cause,
+            )
+        if known is not None and known.inventory_version > node.inventory_version:
+            node = replace(
+                node,
+                inventory=known.inventory,
+                inventory_version=known.inventory_version,
+                inventory_hash=known.inventory_hash,
             )
         if known is not None and known.state_version > node.state_version:
             node = replace(

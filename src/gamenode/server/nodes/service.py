@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sqlalchemy import Connection
-from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.access import SYSTEM, Actor, ActorKind, Role
 from gamenode.domain.audit import AuditEntry, AuditOutcome
 from gamenode.domain.errors import ErrorCode, GameNodeError, Violation
 from gamenode.domain.event import EventType, NewEvent
-from gamenode.domain.inventory import Inventory
+from gamenode.domain.inventory import (
+    Collection,
+    InventoryVersion,
+    content_hash,
+    with_parts_of,
+)
+from gamenode.domain.inventory_diff import Change, describe, diff, is_loss
 from gamenode.domain.node import (
     ConditionType,
     Drain,
@@ -32,18 +39,19 @@ from gamenode.lib.clock import Instant
 from gamenode.server.db.database import Database
 from gamenode.server.events import audit
 from gamenode.server.events import store as events
-from gamenode.server.nodes import store
+from gamenode.server.nodes import inventory, store
 
 EPOCHS_PER_GENERATION: Final = 1 << 32
 """A session's epoch counts below its database's generation, so a restored one never repeats any."""
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9_])?")
 _LABEL_LENGTH_MAX: Final = 256
 _LABELS_MAX: Final = 64
+_TOLD_LENGTH_MAX: Final = 200
 
 
-def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
-    """Return the SQL condition that `epoch` is the node's newest session (P3)."""
-    return store.session_is_newest(node_id, epoch)
+def session_is_newest(conn: Connection, node_id: str, epoch: int) -> bool:
+    """Return whether `epoch` is the node's newest session (P3)."""
+    return store.session_is_newest(conn, node_id, epoch)
 
 
 def use_stream(conn: Connection, session: Session, stream_number: int) -> bool:
@@ -61,9 +69,9 @@ def continuity_epoch(conn: Connection, node_id: str) -> int:
     return store.continuity_epoch(conn, node_id)
 
 
-def lock_node(conn: Connection, node_id: str) -> Node | None:
-    """Return a node whose row stays as it is until the commit, for a placing transaction (RC5)."""
-    return store.get(conn, node_id) if store.lock(conn, node_id) is not None else None
+def lock_place(conn: Connection, node_id: str) -> store.Place | None:
+    """Return a node's row, which stays as it is until the commit that places work there (RC5)."""
+    return store.lock_place(conn, node_id)
 
 
 def values_of(node: Node) -> dict[str, tuple[str, ...]]:
@@ -71,12 +79,29 @@ def values_of(node: Node) -> dict[str, tuple[str, ...]]:
     return store.values_of(node)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InventorySettings:
+    """Bounds of inventories."""
+
+    versions_max: int = 500
+    """How many versions of a node are kept; older ones are dropped."""
+    changes_told_max: int = 20
+    """How many changes an event names; the diff has them all."""
+    collect_s_max: float = 5.0
+    """How long an inventory may take that an operator asks for."""
+    query_nodes: int = 50
+    """How many nodes a query over the fleet looks at in one go."""
+    retry_after_s: float = 30.0
+    """When a node registers again whose parts could not all be collected."""
+
+
 class GameNodeService:
     """The state of nodes (L1)."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, inventories: InventorySettings) -> None:
         """Keep the rows in `database`."""
         self._db = database
+        self._inventories = inventories
 
     async def every(self) -> list[Node]:
         """Return every node, by id."""
@@ -103,6 +128,12 @@ class GameNodeService:
         """
         node_id = registration.node_id
         base = self._db.generation * EPOCHS_PER_GENERATION
+        collection = Collection(
+            inventory=registration.inventory,
+            collected_at=now,
+            failed=registration.failed,
+            hash=registration.inventory_hash,
+        )
 
         def record(conn: Connection) -> RegistrationOutcome:
             row = store.lock(conn, node_id)
@@ -120,6 +151,7 @@ class GameNodeService:
                 )
                 _append(conn, EventType.NODE_REGISTERED, node_id, now)
                 _append(conn, EventType.NODE_ONLINE, node_id, now, status="online")
+                self._take(conn, node_id, collection, now)
                 return RegistrationOutcome(
                     session=Session(node_id=node_id, session_id=session_id, epoch=epoch),
                     maintenance=Maintenance.NORMAL,
@@ -147,6 +179,7 @@ class GameNodeService:
             _append(conn, EventType.NODE_REGISTERED, node_id, now)
             if not row.online:
                 _append(conn, EventType.NODE_ONLINE, node_id, now, status="online")
+            self._take(conn, node_id, collection, now)
             return RegistrationOutcome(
                 session=Session(node_id=node_id, session_id=session_id, epoch=epoch),
                 maintenance=Maintenance(row.maintenance),
@@ -290,14 +323,14 @@ class GameNodeService:
         """Return a node's newest changes, newest first."""
         return await self._db.read(lambda conn: store.changes(conn, node_id, limit))
 
-    async def state_pushed(self, change: StateChange, *, now: Instant) -> None:
-        """Note when a change was first sent."""
-        if change.pushed_at is None:
-            await self._db.write(
-                lambda conn: store.set_change(
-                    conn, change.node_id, change.version, {"pushed_at": now}
-                )
-            )
+    async def state_pushed(self, change: StateChange, *, now: Instant) -> bool:
+        """Note when a change was first sent; False if that stands there already."""
+        if change.pushed_at is not None:
+            return False
+        values = {"pushed_at": now}
+        return await self._db.write(
+            lambda conn: store.set_change(conn, change.node_id, change.version, values)
+        )
 
     async def confirm_state(
         self, change: StateChange, *, confirmed_at: Instant, remaining: int | None, now: Instant
@@ -392,46 +425,152 @@ class GameNodeService:
                 return
             before = {condition.type for condition in node.conditions}
             for kind in before - holding.keys():
-                store.clear_condition(conn, node_id, kind)
-                _append(
-                    conn,
-                    EventType.NODE_CONDITION,
-                    node_id,
-                    now,
-                    status="cleared",
-                    message=f"{kind} is over",
-                    data={"type": kind},
-                )
+                _clear_condition(conn, node_id, kind, now)
             for kind in holding.keys() - before:
-                store.set_condition(conn, node_id, kind, holding[kind], now=now)
-                _append(
-                    conn,
-                    EventType.NODE_CONDITION,
-                    node_id,
-                    now,
-                    status="holds",
-                    message=holding[kind],
-                    data={"type": kind},
-                )
+                _set_condition(conn, node_id, kind, holding[kind], now)
 
         await self._db.write(record)
 
-    async def update_inventory(self, node_id: str, inventory: Inventory, *, now: Instant) -> None:
-        """Replace what is known of a node's parts; an event says so if it differs.
+    # Inventories
+
+    async def update_inventory(
+        self, session: Session, collection: Collection, *, now: Instant
+    ) -> InventoryVersion | None:
+        """Take what a node collected; None if its session is not the newest any more (P3).
+
+        A new version is made, and an event says what changed, only if the stable content is
+        another one (B4). A part that could not be collected stays as it was.
 
         Raises:
             GameNodeError: NODE_NOT_FOUND.
         """
 
-        def record(conn: Connection) -> None:
-            node = store.get(conn, node_id)
-            if node is None:
-                raise not_found(node_id)
-            if node.inventory != inventory:
-                store.set_inventory(conn, node_id, inventory)
-                _append(conn, EventType.NODE_INVENTORY_CHANGED, node_id, now)
+        def record(conn: Connection) -> InventoryVersion | None:
+            row = store.lock(conn, session.node_id)
+            if row is None:
+                raise not_found(session.node_id)
+            if row.session_epoch != session.epoch:
+                return None
+            return self._take(conn, session.node_id, collection, now)
 
-        await self._db.write(record)
+        return await self._db.write(record)
+
+    async def inventory(
+        self, node_id: str, *, version: int | None = None, at: Instant | None = None
+    ) -> InventoryVersion:
+        """Return a version of a node's inventory, or what was newest `at` a time, or is now.
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; NOT_FOUND, there is no such version (any more).
+        """
+        return await self._db.read(lambda conn: _inventory(conn, node_id, version, at))
+
+    async def inventory_before(self, found: InventoryVersion) -> InventoryVersion | None:
+        """Return the version before `found`, None if it is the oldest that there is."""
+        return await self._db.read(
+            lambda conn: inventory.newest(conn, found.node_id, below=found.version)
+        )
+
+    async def inventory_versions(
+        self, node_id: str, *, limit: int, before: int | None
+    ) -> Sequence[InventoryVersion]:
+        """Return the versions of a node's inventory, newest first, from behind `before` on."""
+        return await self._db.read(
+            lambda conn: inventory.versions(conn, node_id, limit=limit, before=before)
+        )
+
+    async def inventories(
+        self, node_ids: Sequence[str], *, at: Instant | None, changed_since: Instant | None
+    ) -> Sequence[InventoryVersion]:
+        """Return the newest inventory (`at` a time) of each of some nodes, by node.
+
+        With `changed_since`, only of those whose newest version has been there since then.
+        """
+        return await self._db.read(
+            lambda conn: inventory.of_nodes(conn, node_ids, at=at, changed_since=changed_since)
+        )
+
+    def _take(
+        self, conn: Connection, node_id: str, collection: Collection, now: Instant
+    ) -> InventoryVersion:
+        """Make a new version of what was collected, or find the newest one in it again."""
+        last = inventory.newest(conn, node_id)
+        given_hash = collection.hash or content_hash(collection.inventory)
+        if last is None:
+            first = _first_version(node_id, collection, now)
+            inventory.add(conn, first, given_hash=given_hash)
+            return first
+        failed = frozenset(failure.part for failure in collection.failed)
+        current = with_parts_of(collection.inventory, last.inventory, failed)
+        seen = replace(
+            last,
+            seen_at=now,
+            hash=content_hash(current),
+            inventory=current,
+            failed=collection.failed,
+        )
+        # A later program may hash the same content otherwise; only the difference decides.
+        changes = diff(last.inventory, current) if seen.hash != last.hash else ()
+        if not changes:
+            inventory.refresh(conn, seen, given_hash=given_hash)
+            return seen
+        told_max = self._inventories.changes_told_max
+        changed = replace(
+            seen,
+            version=last.version + 1,
+            # A node's clock may be off; no version began in the future, or before the last one.
+            collected_at=max(last.collected_at, min(collection.collected_at, now)),
+            summary=_summary(changes, told_max),
+        )
+        inventory.add(conn, changed, given_hash=given_hash)
+        inventory.trim(conn, node_id, up_to=changed.version - self._inventories.versions_max)
+        _append(
+            conn,
+            EventType.NODE_INVENTORY_CHANGED,
+            node_id,
+            now,
+            message=changed.summary,
+            data={
+                "from": str(last.version),
+                "to": str(changed.version),
+                "count": str(len(changes)),
+                "changes": json.dumps([_told(change) for change in changes[:told_max]]),
+            },
+        )
+        # It holds until the parts are back, or until the node is changed otherwise.
+        _clear_condition(conn, node_id, ConditionType.INVENTORY_SHRANK, now)
+        if lost := [change for change in changes if is_loss(change)]:
+            reason = f"version {changed.version}: {_summary(lost, told_max)}"
+            _set_condition(conn, node_id, ConditionType.INVENTORY_SHRANK, reason, now)
+        return changed
+
+
+def _set_condition(
+    conn: Connection, node_id: str, kind: ConditionType, reason: str, now: Instant
+) -> None:
+    store.set_condition(conn, node_id, kind, reason, now=now)
+    _append(
+        conn,
+        EventType.NODE_CONDITION,
+        node_id,
+        now,
+        status="holds",
+        message=reason,
+        data={"type": kind},
+    )
+
+
+def _clear_condition(conn: Connection, node_id: str, kind: ConditionType, now: Instant) -> None:
+    if store.clear_condition(conn, node_id, kind):
+        _append(
+            conn,
+            EventType.NODE_CONDITION,
+            node_id,
+            now,
+            status="cleared",
+            message=f"{kind} is over",
+            data={"type": kind},
+        )
 
 
 def remove_node(conn: Connection, node_id: str, *, by: Actor, reason: str, now: Instant) -> None:
@@ -449,6 +588,53 @@ def remove_node(conn: Connection, node_id: str, *, by: Actor, reason: str, now: 
         conn,
         AuditEntry(at=now, actor=by, action="node.remove", target=node_id, reason=reason),
     )
+
+
+def _inventory(
+    conn: Connection, node_id: str, version: int | None, at: Instant | None
+) -> InventoryVersion:
+    if version is None:
+        found = inventory.newest(conn, node_id, at=at)
+    else:
+        found = inventory.get(conn, node_id, version)
+    if found is not None:
+        return found
+    kept = inventory.newest(conn, node_id)
+    if kept is None:
+        raise not_found(node_id)
+    what = f"no version {version}" if version is not None else "none from that time"
+    raise GameNodeError(
+        ErrorCode.NOT_FOUND,
+        f"node {node_id} has {what} of its inventory; the newest is {kept.version}",
+        hint=f"gamenode inventory versions {node_id} lists what is kept",
+    )
+
+
+def _first_version(node_id: str, collection: Collection, now: Instant) -> InventoryVersion:
+    return InventoryVersion(
+        node_id=node_id,
+        version=1,
+        collected_at=min(collection.collected_at, now),
+        seen_at=now,
+        hash=content_hash(collection.inventory),
+        inventory=collection.inventory,
+        failed=collection.failed,
+        summary="",
+    )
+
+
+def _summary(changes: Sequence[Change], told_max: int) -> str:
+    told = "; ".join(_cut(describe(change)) for change in changes[:told_max])
+    rest = len(changes) - told_max
+    return f"{told}; and {rest} more" if rest > 0 else told
+
+
+def _told(change: Change) -> dict[str, str]:
+    return {"op": change.op, "path": _cut(change.path), "text": _cut(describe(change))}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TOLD_LENGTH_MAX else text[: _TOLD_LENGTH_MAX - 1] + "…"
 
 
 def _check_labels(labels: Mapping[str, str | None]) -> None:

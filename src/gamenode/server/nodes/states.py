@@ -135,7 +135,8 @@ class StateKeeper:
                 connection = self._connections.connection(change.node_id)
                 if connection is None:
                     return
-                await self._service.state_pushed(change, now=self._clock.now())
+                if await self._service.state_pushed(change, now=self._clock.now()):
+                    await self._refresh(change.node_id)
                 try:
                     answer = await connection.ask(
                         StateOrder(

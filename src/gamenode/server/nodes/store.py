@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, exists, insert, or_, select, update
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
@@ -30,15 +41,49 @@ _nodes: Final = schema.nodes.c
 _changes: Final = schema.state_changes.c
 _conditions: Final = schema.node_conditions.c
 _removed: Final = schema.removed_nodes.c
+_versions: Final = schema.inventory_versions.c
 
 
 def get(conn: Connection, node_id: str) -> Node | None:
     """Return a node, or None."""
-    row = conn.execute(select(schema.nodes).where(_nodes.id == node_id)).first()
+    row = conn.execute(_with_inventory().where(_nodes.id == node_id)).first()
     if row is None:
         return None
     found = conn.execute(select(schema.node_conditions).where(_conditions.node_id == node_id)).all()
     return _node(row, newest_change(conn, node_id, row.state_version), found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What decides whether a node takes work, as its row says."""
+
+    maintenance: Maintenance
+    state_version: int
+    session_epoch: int
+    simple: bool
+
+
+# Built once: every pipeline runs these.
+_PLACE: Final = (
+    select(_nodes.maintenance, _nodes.state_version, _nodes.session_epoch, _nodes.boot_id)
+    .where(_nodes.id == bindparam("of_node"))
+    .with_for_update()
+)
+_BOOT_ID: Final = select(_nodes.boot_id).where(_nodes.id == bindparam("of_node"))
+_NEWEST_SESSION: Final = select(_nodes.session_epoch).where(_nodes.id == bindparam("of_node"))
+
+
+def lock_place(conn: Connection, node_id: str) -> Place | None:
+    """Return what decides over a placement and keep others from changing it until the commit."""
+    row = conn.execute(_PLACE, {"of_node": node_id}).first()
+    if row is None:
+        return None
+    return Place(
+        maintenance=Maintenance(row.maintenance),
+        state_version=row.state_version,
+        session_epoch=row.session_epoch,
+        simple=not row.boot_id,
+    )
 
 
 def lock(conn: Connection, node_id: str) -> Row[Any] | None:
@@ -59,7 +104,7 @@ def every(conn: Connection) -> list[Node]:
     conditions: dict[str, list[Row[Any]]] = {}
     for row in conn.execute(select(schema.node_conditions)):
         conditions.setdefault(row.node_id, []).append(row)
-    rows = conn.execute(select(schema.nodes).order_by(_nodes.id))
+    rows = conn.execute(_with_inventory().order_by(_nodes.id))
     return [_node(row, changes.get(row.id), conditions.get(row.id, ())) for row in rows]
 
 
@@ -166,14 +211,15 @@ def set_change(conn: Connection, node_id: str, version: int, values: Mapping[str
     )
 
 
-def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
-    """Return the condition that guards every write that an agent causes (P3)."""
-    return exists().where(_nodes.id == node_id, _nodes.session_epoch == epoch)
+def session_is_newest(conn: Connection, node_id: str, epoch: int) -> bool:
+    """Return what guards every write that an agent causes (P3)."""
+    newest: int | None = conn.scalar(_NEWEST_SESSION, {"of_node": node_id})
+    return newest == epoch
 
 
 def is_simple(conn: Connection, node_id: str) -> bool:
     """Return whether a node registered without a boot id (rule RL4)."""
-    return not conn.scalar(select(_nodes.boot_id).where(_nodes.id == node_id))
+    return not conn.scalar(_BOOT_ID, {"of_node": node_id})
 
 
 def use_stream(conn: Connection, node_id: str, *, epoch: int, stream_number: int) -> bool:
@@ -217,6 +263,8 @@ def insert_registered(
             stream_number=0,
             labels={},
             note="",
+            inventory_version=0,  # its first version follows in the same transaction
+            inventory_hash="",
             registered_at=now,
             **_stated(registration, session_id, epoch),
         )
@@ -314,12 +362,13 @@ def set_condition(
     )
 
 
-def clear_condition(conn: Connection, node_id: str, kind: ConditionType) -> None:
-    """Note that a condition does not hold any more."""
-    conn.execute(
+def clear_condition(conn: Connection, node_id: str, kind: ConditionType) -> bool:
+    """Note that a condition does not hold any more; return whether it did."""
+    return _changed(
+        conn,
         delete(schema.node_conditions).where(
             _conditions.node_id == node_id, _conditions.type == kind
-        )
+        ),
     )
 
 
@@ -330,7 +379,7 @@ def set_described(conn: Connection, node_id: str, values: Mapping[str, object]) 
 
 def remove(conn: Connection, node_id: str, *, epoch: int, by: str, now: Instant) -> None:
     """Drop a node and what belongs to it; remember that its agent must not come back."""
-    for table in (schema.node_conditions, schema.state_changes):
+    for table in (schema.node_conditions, schema.state_changes, schema.inventory_versions):
         conn.execute(delete(table).where(table.c.node_id == node_id))
     conn.execute(delete(schema.nodes).where(_nodes.id == node_id))
     conn.execute(delete(schema.removed_nodes).where(_removed.id == node_id))
@@ -346,13 +395,10 @@ def removed(conn: Connection, node_id: str) -> Row[Any] | None:
     return conn.execute(select(schema.removed_nodes).where(_removed.id == node_id)).first()
 
 
-def set_inventory(conn: Connection, node_id: str, inventory: Inventory) -> bool:
-    """Replace what is known of a node's parts."""
-    return _changed(
-        conn,
-        update(schema.nodes)
-        .where(_nodes.id == node_id)
-        .values(inventory=msgspec.to_builtins(inventory)),
+def _with_inventory() -> Select[Any]:
+    return select(schema.nodes, _versions.content.label("inventory")).join(
+        schema.inventory_versions,
+        and_(_versions.node_id == _nodes.id, _versions.version == _nodes.inventory_version),
     )
 
 
@@ -372,7 +418,6 @@ def _stated(registration: Registration, session_id: str, epoch: int) -> dict[str
         "env_names": sorted(registration.env_names),
         "step_runtimes": sorted(registration.step_runtimes),
         "host_labels": dict(registration.labels),
-        "inventory": msgspec.to_builtins(registration.inventory),
     }
 
 
@@ -422,6 +467,8 @@ def _node(row: Row[Any], state_change: StateChange | None, conditions: Sequence[
             for found in sorted(conditions, key=lambda found: str(found.type))
         ),
         inventory=msgspec.convert(row.inventory, Inventory),
+        inventory_version=row.inventory_version,
+        inventory_hash=row.inventory_hash,
         registered_at=row.registered_at,
     )
 

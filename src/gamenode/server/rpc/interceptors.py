@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, Protocol, cast
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from protovalidate import Validator, Violation
@@ -19,44 +19,78 @@ from protovalidate import Validator, Violation
 from gamenode.domain.access import Actor, Role
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.errors import Violation as FieldViolation
-from gamenode.lib.ids import Ids
+from gamenode.server.access.refusals import Refusals
+from gamenode.server.access.roles import require
+from gamenode.server.events.internal_errors import InternalErrors
 from gamenode.wire.errors import OUTWARD
 
-_log = logging.getLogger(__name__)
 
-Authenticate = Callable[[Mapping[str, str], str], Actor]
-"""Returns who calls, from the call's metadata and its peer; raises UNAUTHENTICATED."""
+class Authenticate(Protocol):
+    """Says who calls."""
 
-_SERVICE: Final = "gamenode.v1.GameNodeService"
+    async def __call__(
+        self, authorization: str | None, /, *, source: str, as_agent: bool = False
+    ) -> Actor:
+        """Return who sent this metadata from this address, or raise UNAUTHENTICATED.
+
+        With `as_agent`, who sends none may be an agent.
+        """
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_CREDENTIALS: Final = "authorization"
 _ERROR_DOMAIN: Final = "gamenode"
 _caller: ContextVar[Actor] = ContextVar("caller")
 
 
-def check_message(validator: Validator, message: Message) -> None:
-    """Hold a message against the rules that its contract states.
+Check = Callable[[Any], GameNodeError | None]
+"""Returns why a message is refused, or None; its contract may be violated as well."""
+
+
+def check_message(validator: Validator, message: Message, further: Check | None = None) -> None:
+    """Hold a message against the rules that its contract states, and against `further` ones.
 
     Raises:
-        GameNodeError: INVALID_REQUEST, with every violation at once (A2).
+        GameNodeError: INVALID_REQUEST, with every violation of either kind at once (A2).
     """
-    found = validator.collect_violations(message)
-    if not found:
-        return
-    violations = [_field_violation(violation) for violation in found]
-    raise GameNodeError(
-        ErrorCode.INVALID_REQUEST,
-        "; ".join(f"{violation.field}: {violation.reason}" for violation in violations),
-        violations=violations,
-    )
+    found = [_field_violation(violation) for violation in validator.collect_violations(message)]
+    refusal = further(message) if further is not None else None
+    if refusal is not None:
+        named = [violation.field for violation in refusal.violations]
+        found = [wrong for wrong in found if not _is_named(wrong.field, named)]
+        if not found:
+            raise refusal
+        found = [*refusal.violations, *found]
+    if found:
+        raise GameNodeError(
+            ErrorCode.INVALID_REQUEST,
+            "; ".join(f"{violation.field}: {violation.reason}" for violation in found),
+            violations=found,
+        )
 
 
 class EdgeInterceptor(grpc.aio.ServerInterceptor):
     """Checks role and rules before the method, and says every error the same way after it."""
 
-    def __init__(self, *, roles: Mapping[str, Role], authenticate: Authenticate, ids: Ids) -> None:
-        """Guard with the one method -> role table; a method that is not in it is never called."""
+    def __init__(
+        self,
+        *,
+        roles: Mapping[str, Role],
+        authenticate: Authenticate,
+        refusals: Refusals,
+        internal_errors: InternalErrors,
+        checks: Mapping[type[Message], Check],
+    ) -> None:
+        """Guard with the one method -> role table; a method that is not in it is never called.
+
+        `checks` are rules beyond the contract's own, by the type of a request.
+        """
+        self._checks = checks
         self._roles = roles
         self._authenticate = authenticate
-        self._ids = ids
+        self._refusals = refusals
+        self._internal_errors = internal_errors
         self._validator = Validator()
 
     async def intercept_service(
@@ -68,105 +102,147 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a call."""
         handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
         method = handler_call_details.method
-        if handler is None or not method.startswith(f"/{_SERVICE}/"):
+        if self._roles[method] is Role.PUBLIC:
             return handler
-        role = self._roles[method]
+        read = _reading(cast("Any", handler.request_deserializer))
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(cast("Any", handler.stream_stream), role),
-                handler.request_deserializer,
+                self._stream(cast("Any", handler.stream_stream), method),
+                read,
                 handler.response_serializer,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._unary_stream(cast("Any", handler.unary_stream), role),
-                handler.request_deserializer,
+                self._unary_stream(cast("Any", handler.unary_stream), method),
+                read,
                 handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(cast("Any", handler.unary_unary), role),
-            handler.request_deserializer,
+            self._unary(cast("Any", handler.unary_unary), method),
+            read,
             handler.response_serializer,
         )
 
-    def _admit(self, context: grpc.aio.ServicerContext[Any, Any], role: Role) -> None:
-        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        actor = self._authenticate(metadata, context.peer())
-        if not actor.may(role):
-            raise GameNodeError(
-                ErrorCode.PERMISSION_DENIED, f"this needs the role {role}; yours is {actor.role}"
-            )
+    async def _admit(self, context: Context, method: str) -> None:
+        needed = self._roles[method]
+        sent = [
+            str(value) for key, value in context.invocation_metadata() or () if key == _CREDENTIALS
+        ]
+        actor = await self._authenticate(
+            # A call with two of them is nobody's: joined, they are no credentials.
+            ", ".join(sent) if sent else None,
+            source=_host_of(context.peer()),
+            as_agent=needed is Role.NODE,
+        )
         _caller.set(actor)
+        require(actor, needed)
 
-    def _unary(self, call: Callable[..., Awaitable[Any]], role: Role) -> Callable[..., Any]:
-        async def guarded(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    def _check(self, request: Message | GameNodeError) -> None:
+        if isinstance(request, GameNodeError):
+            raise request
+        check_message(self._validator, request, self._checks.get(type(request)))
+
+    def _unary(self, call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
+        async def guarded(request: Message, context: Context) -> Any:
             try:
-                self._admit(context, role)
-                check_message(self._validator, request)
+                await self._admit(context, method)
+                self._check(request)
                 return await call(request, context)
             except Exception as error:  # noqa: BLE001 - the edge translates all
-                await self._refuse(context, error)
+                await self._refuse(context, error, method, request)
 
         return guarded
 
     def _unary_stream(
-        self, call: Callable[..., AsyncIterator[Any]], role: Role
+        self, call: Callable[..., AsyncIterator[Any]], method: str
     ) -> Callable[..., Any]:
-        async def guarded(
-            request: Message, context: grpc.aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[Any]:
+        async def guarded(request: Message, context: Context) -> AsyncIterator[Any]:
             try:
-                self._admit(context, role)
-                check_message(self._validator, request)
+                await self._admit(context, method)
+                self._check(request)
                 async for response in call(request, context):
                     yield response
             except Exception as error:  # noqa: BLE001 - the edge translates all
-                await self._refuse(context, error)
+                await self._refuse(context, error, method, request)
 
         return guarded
 
-    def _stream(self, call: Callable[..., Awaitable[None]], role: Role) -> Callable[..., Any]:
-        async def guarded(
-            requests: AsyncIterator[Message], context: grpc.aio.ServicerContext[Any, Any]
-        ) -> None:
+    def _stream(
+        self, call: Callable[..., Awaitable[None] | AsyncIterator[Any]], method: str
+    ) -> Callable[..., Any]:
+        async def guarded(requests: AsyncIterator[Message], context: Context) -> None:
             async def checked() -> AsyncIterator[Message]:
                 async for request in requests:
-                    check_message(self._validator, request)
+                    self._check(request)
                     yield request
 
             try:
-                self._admit(context, role)
-                await call(checked(), context)
+                await self._admit(context, method)
+                answers = call(checked(), context)
+                if isinstance(answers, AsyncIterator):
+                    async for response in answers:
+                        await context.write(response)
+                else:
+                    await answers  # it writes by itself
             except Exception as error:  # noqa: BLE001 - the edge translates all
-                await self._refuse(context, error)
+                await self._refuse(context, error, method)
 
         return guarded
 
     async def _refuse(
-        self, context: grpc.aio.ServicerContext[Any, Any], error: Exception
+        self, context: Context, error: Exception, method: str, request: Message | None = None
     ) -> NoReturn:
         """End a call with a status that carries google.rpc details (J1)."""
         if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
             raise error
         if not isinstance(error, GameNodeError):
-            error_id = self._ids.new()
-            _log.error(
-                "unexpected error in a call",
-                exc_info=error,
-                extra={"event": "error.internal", "error_id": error_id},
-            )
-            error = GameNodeError(
-                ErrorCode.INTERNAL, f"an error in the server; its id is {error_id}"
+            error = self._internal_errors.report(error, place=method)
+        actor = _caller.get(None)
+        if actor is not None:
+            await self._refusals.record(
+                error,
+                operation=method,
+                by=actor,
+                target=getattr(request, "pipeline_id", "") or getattr(request, "node_id", ""),
+                reason=getattr(request, "reason", ""),
             )
         status = rpc_status.to_status(_status_of(error))
         context.set_trailing_metadata(status.trailing_metadata)
         await context.abort(status.code, status.details)
 
 
+def _reading(read: Callable[[bytes], Message]) -> Callable[[bytes], Message | GameNodeError]:
+    """Return `read`, with the refusal in place of a message that is none.
+
+    The library would answer UNKNOWN to what a deserializer raises.
+    """
+
+    def read_or_refuse(data: bytes) -> Message | GameNodeError:
+        try:
+            return read(data)
+        except DecodeError as error:
+            return GameNodeError(ErrorCode.INVALID_REQUEST, f"the message cannot be read: {error}")
+
+    return read_or_refuse
+
+
 def calling_actor() -> Actor:
     """Return who makes the call that is being served."""
     return _caller.get()
+
+
+def _is_named(field: str, named: Sequence[str]) -> bool:
+    """Return whether `field`, or something in it, is among what is wrong already."""
+    return any(other == field or other.startswith((f"{field}.", f"{field}[")) for other in named)
+
+
+def _host_of(peer: str) -> str:
+    """Return the address in a peer's name, such as `ipv4:127.0.0.1:5000`."""
+    kind, _, address = unquote(peer).partition(":")
+    return address.rpartition(":")[0].strip("[]") if kind.startswith("ip") else kind
 
 
 def _status_of(error: GameNodeError) -> status_pb2.Status:
@@ -176,7 +252,11 @@ def _status_of(error: GameNodeError) -> status_pb2.Status:
         error_details_pb2.ErrorInfo(
             reason=error.code,
             domain=_ERROR_DOMAIN,
-            metadata={"hint": error.hint} if error.hint else {},
+            metadata={
+                name: value
+                for name, value in (("hint", error.hint), ("id", error.error_id))
+                if value
+            },
         )
     ]
     if error.violations:

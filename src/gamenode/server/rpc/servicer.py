@@ -11,10 +11,10 @@ import grpc.aio
 
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.event import EventFilter
-from gamenode.domain.inventory import Hardware, Inventory, Network, Software
+from gamenode.domain.inventory import Collection
 from gamenode.domain.node import Session
 from gamenode.domain.pipeline import NewPipeline
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, after
 from gamenode.server.events.feed import EventFeed
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.logs.service import LogService
@@ -28,7 +28,6 @@ from gamenode.wire import codec
 from gamenode.wire.cri import parse
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
-from gamenode.wire.records import decode_record
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -38,9 +37,9 @@ class RpcSettings:
     """Bounds of the gRPC edge."""
 
     message_bytes_max: int = 4 * 1024 * 1024
+    """A larger message is refused before it is read."""
     inventory_interval_s: float = 24 * 3600.0
-    required_stop_s: float = 5.0
-    """How long calls may take to end when the server stops."""
+    """When a node is asked to report its inventory again, after it did (B2)."""
 
 
 class GameNodeServer(pb_grpc.GameNodeServiceServicer):
@@ -57,8 +56,10 @@ class GameNodeServer(pb_grpc.GameNodeServiceServicer):
         feed: EventFeed,
         link: AgentLink,
         clock: Clock,
+        settings: RpcSettings,
     ) -> None:
         """Hand on to the managers."""
+        self._settings = settings
         self._nodes = nodes
         self._pipelines = pipelines
         self._logs = logs
@@ -84,8 +85,15 @@ class GameNodeServer(pb_grpc.GameNodeServiceServicer):
         """Count a sign of life."""
         del context
         result = await self._nodes.heartbeat(codec.decode_heartbeat(request))
-        if result.counted and request.HasField("resource_info"):
-            await self._update_inventory(request.node_id, request.resource_info)
+        session = self._nodes.session_of(request.node_id, request.session_id)
+        if result.counted and session is not None and request.HasField("resource_info"):
+            info = pb.ResourceInfo()
+            info.CopyFrom(request.resource_info)
+            info.node_id = request.node_id
+            refusal = self.refuse_inventory(info)
+            if refusal is not None:
+                raise refusal
+            await self._nodes.update_resource_info(session, self._collection(info))
         return codec.encode_heartbeat_result(result)
 
     async def ReportMetrics(  # noqa: N802 - the contract's name
@@ -111,10 +119,13 @@ class GameNodeServer(pb_grpc.GameNodeServiceServicer):
     ) -> pb.UpdateResponse:
         """Replace what is known of a node's parts."""
         del context
-        if self._nodes.session_of(request.node_id, request.session_id) is None:
+        session = self._nodes.session_of(request.node_id, request.session_id)
+        if session is None or not await self._nodes.update_resource_info(
+            session, self._collection(request)
+        ):
             return pb.UpdateResponse(accepted=False, stale=True, error=_REGISTER_AGAIN)
-        await self._update_inventory(request.node_id, request)
-        return pb.UpdateResponse(accepted=True)
+        next_report_at = after(self._clock.now(), self._settings.inventory_interval_s)
+        return pb.UpdateResponse(accepted=True, next_report_time=next_report_at)
 
     async def UpdatePipelineStatus(  # noqa: N802 - the contract's name
         self, request: pb.PipelineStatusUpdate, context: Context
@@ -237,15 +248,21 @@ class GameNodeServer(pb_grpc.GameNodeServiceServicer):
         node_id = await self._pipelines.node_of(pipeline_id)
         return node_id, self._nodes.session_of(node_id, session_id)
 
-    async def _update_inventory(self, node_id: str, info: pb.ResourceInfo) -> None:
-        await self._nodes.update_resource_info(
-            node_id,
-            Inventory(
-                hardware=decode_record(Hardware, info.hardware),
-                software=decode_record(Software, info.software),
-                network=decode_record(Network, info.network),
-            ),
-        )
+    # Rules beyond the contract's own
+
+    def refuse_registration(self, request: pb.RegisterRequest) -> GameNodeError | None:
+        """Return why a node that says this of itself cannot register, or None (A2)."""
+        inventory, failed = codec.decode_parts(request)
+        node_type = codec.decode_node_type(request)
+        return self._nodes.refusal(request.node_id, inventory, node_type, failed)
+
+    def refuse_inventory(self, info: pb.ResourceInfo) -> GameNodeError | None:
+        """Return why an inventory cannot be taken, or None (B5)."""
+        inventory, failed = codec.decode_parts(info)
+        return self._nodes.refusal(info.node_id, inventory, None, failed)
+
+    def _collection(self, info: pb.ResourceInfo) -> Collection:
+        return codec.decode_resource_info(info, now=self._clock.now())
 
 
 _STOPPING_RETRY_S: Final = 1.0

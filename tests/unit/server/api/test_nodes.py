@@ -32,7 +32,7 @@ async def test_the_shape_of_a_node() -> None:
         "labels": {"zone": "a"},
         "note": "loud fan",
         "conditions": [],
-        "inventory_version": None,
+        "inventory_version": 1,
         "registered_at": now,
     }
 

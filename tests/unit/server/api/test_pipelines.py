@@ -44,7 +44,7 @@ async def test_a_pipeline_is_created_from_json() -> None:
     assert request.envs == {"ROOT": "/srv"}
     assert (request.node, request.selector, request.priority) == ("fra-07", "zone=a", 5)
     assert request.idempotency_key == "k1"
-    assert (by.name, by.source) == ("local", "127.0.0.1:50000")
+    assert (by.name, by.source) == ("local", "127.0.0.1")
 
 
 async def test_a_pipeline_is_created_from_a_bare_file() -> None:

@@ -9,9 +9,8 @@ from tests.support.api_fakes import NOW, Api
 from tests.support.asgi import ask, opened
 from tests.support.databases import OpenDatabase
 
-from gamenode.domain.event import EventFilter, EventType, NewEvent
+from gamenode.domain.event import EventType, NewEvent
 from gamenode.lib.clock import Instant
-from gamenode.server.api.events import StoredEvents
 from gamenode.server.events import store
 from gamenode.server.events.feed import EventFeed, EventFeedSettings
 
@@ -25,7 +24,7 @@ async def test_events_are_read_and_followed_from_the_table(
     feed = EventFeed(database, settings=EventFeedSettings(), audit_key=b"key")
     database.on_commit(feed)
     await feed.start()
-    api = Api(events=StoredEvents(database, feed))
+    api = Api(events=feed)
 
     async def happen(count: int) -> None:
         for _ in range(count):
@@ -46,7 +45,7 @@ async def test_events_are_read_and_followed_from_the_table(
         await feed.close()
 
 
-async def test_without_a_cursor_reading_begins_at_the_oldest_event_kept(
+async def test_a_cursor_past_retention_is_an_error_that_says_where_to_go_on(
     sqlite_url: str, open_database: OpenDatabase
 ) -> None:
     database = await open_database(sqlite_url)
@@ -56,6 +55,11 @@ async def test_without_a_cursor_reading_begins_at_the_oldest_event_kept(
         event = NewEvent(type=EventType.NODE_ONLINE, at=Instant(at))
         await database.write(partial(store.append, event=event))
     await database.write(lambda conn: store.purge(conn, Instant(3)))
-    events = StoredEvents(database, feed)
-    found = await events.read_after(None, wanted=EventFilter(), limit=10)
-    assert [event.id for event in found] == [3]
+    api = Api(events=feed)
+    for headers in ({}, SSE):
+        old = await ask(api.app, "GET", "/api/v1/events?after=1", headers=headers)
+        assert (old.status, old.json()["code"]) == (410, "CURSOR_EXPIRED")
+        assert "after 2" in old.json()["hint"]
+    for target in ("/api/v1/events?after=2", "/api/v1/events"):
+        kept = (await ask(api.app, "GET", target)).json()
+        assert [item["id"] for item in kept["items"]] == [3]

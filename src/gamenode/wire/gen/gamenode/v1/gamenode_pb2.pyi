@@ -318,6 +318,8 @@ class RegisterRequest(_message.Message):
     ENV_NAMES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     STEP_RUNTIMES_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    INVENTORY_HASH_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node's id."""
     node_type: Global___NodeType.ValueType
@@ -330,6 +332,8 @@ class RegisterRequest(_message.Message):
     """The host's boot id (Linux: random/boot_id). Unset: a simple client."""
     agent_version: _builtins.str
     """The agent's version, such as "0.1.0". Unset: not our agent."""
+    inventory_hash: _builtins.str
+    """The hash of the inventory's stable content, as the agent computed it. Unset: not kept."""
     @_builtins.property
     def hardware(self) -> Global___HardwareInfo:
         """Its parts. Required: cpu architecture and cores, memory total."""
@@ -354,6 +358,10 @@ class RegisterRequest(_message.Message):
     def step_runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The runtimes that can run steps on this node: "docker", "process", "fake". Unset: any."""
 
+    @_builtins.property
+    def failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___CollectionFailure]:
+        """What could not be collected."""
+
     def __init__(
         self,
         *,
@@ -368,10 +376,12 @@ class RegisterRequest(_message.Message):
         env_names: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         step_runtimes: _abc.Iterable[_builtins.str] | None = ...,
+        failed: _abc.Iterable[Global___CollectionFailure] | None = ...,
+        inventory_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_session_epoch", b"_last_session_epoch", "hardware", b"hardware", "last_session_epoch", b"last_session_epoch", "network", b"network", "software", b"software"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_session_epoch", b"_last_session_epoch", "agent_version", b"agent_version", "boot_id", b"boot_id", "env_names", b"env_names", "hardware", b"hardware", "labels", b"labels", "last_session_epoch", b"last_session_epoch", "network", b"network", "node_id", b"node_id", "node_type", b"node_type", "software", b"software", "step_runtimes", b"step_runtimes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_session_epoch", b"_last_session_epoch", "agent_version", b"agent_version", "boot_id", b"boot_id", "env_names", b"env_names", "failed", b"failed", "hardware", b"hardware", "inventory_hash", b"inventory_hash", "labels", b"labels", "last_session_epoch", b"last_session_epoch", "network", b"network", "node_id", b"node_id", "node_type", b"node_type", "software", b"software", "step_runtimes", b"step_runtimes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_session_epoch: _TypeAlias = _typing.Literal["last_session_epoch"]  # noqa: Y015
     _WhichOneofArgType__last_session_epoch: _TypeAlias = _typing.Literal["_last_session_epoch", b"_last_session_epoch"]  # noqa: Y015
@@ -810,7 +820,7 @@ class CollectionFailure(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     part: _builtins.str
-    """Which part, such as "gpu"."""
+    """Which part: "cpu", "memory", "gpu" (with its driver), "disk", "system", "runtimes", "network"."""
     reason: _builtins.str
     """Why."""
     def __init__(
@@ -882,6 +892,10 @@ class CPUInfo(_message.Message):
     CACHE_BYTES_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     SOCKET_FIELD_NUMBER: _builtins.int
+    L1D_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    L1I_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    L2_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    L3_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As the processor names itself."""
     cores: _builtins.int
@@ -889,13 +903,21 @@ class CPUInfo(_message.Message):
     threads: _builtins.int
     """Hardware threads."""
     frequency_hertz: _builtins.float
-    """The highest frequency, in hertz."""
+    """The highest frequency that it is made for, in hertz."""
     cache_bytes: _builtins.int
-    """The last-level cache, in bytes."""
+    """The last level's cache, all instances in this socket together, in bytes."""
     architecture: _builtins.str
     """Such as "x86_64"."""
     socket: _builtins.int
     """The socket that it sits in."""
+    l1d_cache_bytes: _builtins.int
+    """The first level's data caches together, in bytes."""
+    l1i_cache_bytes: _builtins.int
+    """The first level's instruction caches together, in bytes."""
+    l2_cache_bytes: _builtins.int
+    """The second level's caches together, in bytes."""
+    l3_cache_bytes: _builtins.int
+    """The third level's caches together, in bytes."""
     def __init__(
         self,
         *,
@@ -906,10 +928,14 @@ class CPUInfo(_message.Message):
         cache_bytes: _builtins.int | None = ...,
         architecture: _builtins.str | None = ...,
         socket: _builtins.int | None = ...,
+        l1d_cache_bytes: _builtins.int | None = ...,
+        l1i_cache_bytes: _builtins.int | None = ...,
+        l2_cache_bytes: _builtins.int | None = ...,
+        l3_cache_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_cache_bytes", b"_cache_bytes", "_cores", b"_cores", "_frequency_hertz", b"_frequency_hertz", "_model", b"_model", "_socket", b"_socket", "_threads", b"_threads", "architecture", b"architecture", "cache_bytes", b"cache_bytes", "cores", b"cores", "frequency_hertz", b"frequency_hertz", "model", b"model", "socket", b"socket", "threads", b"threads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_cache_bytes", b"_cache_bytes", "_cores", b"_cores", "_frequency_hertz", b"_frequency_hertz", "_l1d_cache_bytes", b"_l1d_cache_bytes", "_l1i_cache_bytes", b"_l1i_cache_bytes", "_l2_cache_bytes", b"_l2_cache_bytes", "_l3_cache_bytes", b"_l3_cache_bytes", "_model", b"_model", "_socket", b"_socket", "_threads", b"_threads", "architecture", b"architecture", "cache_bytes", b"cache_bytes", "cores", b"cores", "frequency_hertz", b"frequency_hertz", "l1d_cache_bytes", b"l1d_cache_bytes", "l1i_cache_bytes", b"l1i_cache_bytes", "l2_cache_bytes", b"l2_cache_bytes", "l3_cache_bytes", b"l3_cache_bytes", "model", b"model", "socket", b"socket", "threads", b"threads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_cache_bytes", b"_cache_bytes", "_cores", b"_cores", "_frequency_hertz", b"_frequency_hertz", "_model", b"_model", "_socket", b"_socket", "_threads", b"_threads", "architecture", b"architecture", "cache_bytes", b"cache_bytes", "cores", b"cores", "frequency_hertz", b"frequency_hertz", "model", b"model", "socket", b"socket", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_cache_bytes", b"_cache_bytes", "_cores", b"_cores", "_frequency_hertz", b"_frequency_hertz", "_l1d_cache_bytes", b"_l1d_cache_bytes", "_l1i_cache_bytes", b"_l1i_cache_bytes", "_l2_cache_bytes", b"_l2_cache_bytes", "_l3_cache_bytes", b"_l3_cache_bytes", "_model", b"_model", "_socket", b"_socket", "_threads", b"_threads", "architecture", b"architecture", "cache_bytes", b"cache_bytes", "cores", b"cores", "frequency_hertz", b"frequency_hertz", "l1d_cache_bytes", b"l1d_cache_bytes", "l1i_cache_bytes", b"l1i_cache_bytes", "l2_cache_bytes", b"l2_cache_bytes", "l3_cache_bytes", b"l3_cache_bytes", "model", b"model", "socket", b"socket", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__architecture: _TypeAlias = _typing.Literal["architecture"]  # noqa: Y015
     _WhichOneofArgType__architecture: _TypeAlias = _typing.Literal["_architecture", b"_architecture"]  # noqa: Y015
@@ -919,6 +945,14 @@ class CPUInfo(_message.Message):
     _WhichOneofArgType__cores: _TypeAlias = _typing.Literal["_cores", b"_cores"]  # noqa: Y015
     _WhichOneofReturnType__frequency_hertz: _TypeAlias = _typing.Literal["frequency_hertz"]  # noqa: Y015
     _WhichOneofArgType__frequency_hertz: _TypeAlias = _typing.Literal["_frequency_hertz", b"_frequency_hertz"]  # noqa: Y015
+    _WhichOneofReturnType__l1d_cache_bytes: _TypeAlias = _typing.Literal["l1d_cache_bytes"]  # noqa: Y015
+    _WhichOneofArgType__l1d_cache_bytes: _TypeAlias = _typing.Literal["_l1d_cache_bytes", b"_l1d_cache_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__l1i_cache_bytes: _TypeAlias = _typing.Literal["l1i_cache_bytes"]  # noqa: Y015
+    _WhichOneofArgType__l1i_cache_bytes: _TypeAlias = _typing.Literal["_l1i_cache_bytes", b"_l1i_cache_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__l2_cache_bytes: _TypeAlias = _typing.Literal["l2_cache_bytes"]  # noqa: Y015
+    _WhichOneofArgType__l2_cache_bytes: _TypeAlias = _typing.Literal["_l2_cache_bytes", b"_l2_cache_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__l3_cache_bytes: _TypeAlias = _typing.Literal["l3_cache_bytes"]  # noqa: Y015
+    _WhichOneofArgType__l3_cache_bytes: _TypeAlias = _typing.Literal["_l3_cache_bytes", b"_l3_cache_bytes"]  # noqa: Y015
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
     _WhichOneofReturnType__socket: _TypeAlias = _typing.Literal["socket"]  # noqa: Y015
@@ -933,6 +967,14 @@ class CPUInfo(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cores) -> _WhichOneofReturnType__cores | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_hertz) -> _WhichOneofReturnType__frequency_hertz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l1d_cache_bytes) -> _WhichOneofReturnType__l1d_cache_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l1i_cache_bytes) -> _WhichOneofReturnType__l1i_cache_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l2_cache_bytes) -> _WhichOneofReturnType__l2_cache_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l3_cache_bytes) -> _WhichOneofReturnType__l3_cache_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
     @_typing.overload
@@ -958,7 +1000,7 @@ class MemoryInfo(_message.Message):
     type: _builtins.str
     """Such as "DDR5"."""
     frequency_hertz: _builtins.float
-    """In hertz."""
+    """Transfers a second, as modules are sold: DDR5-4800 is 4.8e9."""
     channels: _builtins.int
     """How many channels are populated."""
     @_builtins.property
@@ -1018,7 +1060,7 @@ class MemoryModule(_message.Message):
     type: _builtins.str
     """Such as "DDR5"."""
     frequency_hertz: _builtins.float
-    """In hertz."""
+    """Transfers a second, as modules are sold: DDR5-4800 is 4.8e9."""
     serial: _builtins.str
     """Its serial number."""
     manufacturer: _builtins.str
@@ -2610,6 +2652,7 @@ class Command(_message.Message):
     EXECUTE_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     CHANGE_STATE_FIELD_NUMBER: _builtins.int
+    COLLECT_FIELD_NUMBER: _builtins.int
     session_epoch: _builtins.int
     """The session it was made for."""
     stream_number: _builtins.int
@@ -2628,6 +2671,10 @@ class Command(_message.Message):
     def change_state(self) -> Global___StateChangeRequest:
         """Take another maintenance state."""
 
+    @_builtins.property
+    def collect(self) -> Global___CollectCommand:
+        """Collect the inventory now, and send it with UpdateResourceInfo."""
+
     def __init__(
         self,
         *,
@@ -2637,12 +2684,13 @@ class Command(_message.Message):
         execute: Global___ExecuteCommand | None = ...,
         cancel: Global___CancelCommand | None = ...,
         change_state: Global___StateChangeRequest | None = ...,
+        collect: Global___CollectCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "execute", b"execute", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "execute", b"execute", "request", b"request", "sequence", b"sequence", "session_epoch", b"session_epoch", "stream_number", b"stream_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "request", b"request", "sequence", b"sequence", "session_epoch", b"session_epoch", "stream_number", b"stream_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["execute", "cancel", "change_state"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["execute", "cancel", "change_state", "collect"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -3275,6 +3323,23 @@ class StateChangeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateChangeResponse: _TypeAlias = StateChangeResponse  # noqa: Y015
+
+@_typing.final
+class CollectCommand(_message.Message):
+    """Collect the inventory now. The answer says that it is begun; UpdateResourceInfo brings it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectCommand: _TypeAlias = CollectCommand  # noqa: Y015
 
 @_typing.final
 class FollowLog(_message.Message):

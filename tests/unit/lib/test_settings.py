@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from gamenode.lib.settings import SettingsError, load_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    address: str = "here"
+    wait_s: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    server: _Section = field(default_factory=_Section)
+
+
+def _load(
+    file: dict[str, object], environment: dict[str, str], flags: dict[str, object]
+) -> _Section:
+    return load_settings(
+        _Settings,
+        file={"server": file},
+        file_name="server.toml",
+        environment=environment,
+        prefix="GAMENODE_",
+        flags={"server": flags},
+    ).server
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file() -> None:
+    file: dict[str, object] = {"address": "file", "wait_s": 2}
+    environment = {"GAMENODE_SERVER__ADDRESS": "environment"}
+    assert _load(file, {}, {}) == _Section(address="file", wait_s=2.0)
+    assert _load(file, environment, {"address": None}).address == "environment"
+    assert _load(file, environment, {"address": "flag"}).address == "flag"
+
+
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ("GAMENODE_SERVER__ADRESS", "did you mean server.address?"),
+        ("GAMENODE_SERVR__ADDRESS", "did you mean server?"),
+        ("GAMENODE_SERVER__WAIT_S", "could not convert"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(variable: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=variable) as caught:
+        _load({}, {variable: "x"}, {})
+    assert told in str(caught.value)
