@@ -31,7 +31,10 @@ class Supervisor:
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` once; a failure is logged."""
-        return self._add(name, self._logged(name, work))
+        task = self._add(name, self._logged(name, work))
+        # One that is cancelled before its first step never gets to await it.
+        task.add_done_callback(lambda _: work.close())
+        return task
 
     async def close(self) -> None:
         """Cancel every task and wait until all have ended. Safe to repeat."""
