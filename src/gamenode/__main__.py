@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import secrets
 import signal
 import subprocess
 import sys
 import tomllib
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from gamenode import __version__
-from gamenode.cli.command import Command
+from gamenode.cli.command import DURATION, Command, Invocation, pass_invocation
 from gamenode.cli.main import cli
 from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.lib.folder import FolderError
 from gamenode.lib.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
     from gamenode.agent.settings import AgentSettings
     from gamenode.server.app import Server
     from gamenode.server.settings import ServerSettings
+    from gamenode.sim.fleet import FleetSettings, Outcome
+    from gamenode.telemetry import LogLevel
 
 _PREFIX: Final = "GAMENODE_"
 _DEV_CHILD: Final = "GAMENODE_DEV_CHILD"
@@ -35,6 +41,7 @@ SERVER_SECTIONS: Final = frozenset(
         "database",
         "access",
         "api",
+        "connections",
         "rpc",
         "agent_link",
         "nodes",
@@ -63,10 +70,12 @@ AGENT_SECTIONS: Final = frozenset(
         "logs",
     }
 )
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _CHILD_STOP_S: Final = 40.0
 _ONLINE_S: Final = 15.0
 
 Settings = TypeVar("Settings")
+Result = TypeVar("Result")
 
 
 @click.command(
@@ -82,7 +91,7 @@ Settings = TypeVar("Settings")
 @click.option("--grpc", metavar="ADDR", help="Where gRPC listens.  [127.0.0.1:9090]")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="The data folder.")
 @click.option("--database", metavar="URL", help="postgresql://…  [SQLite in the data folder]")
-@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+@click.option("--log-level", type=click.Choice(_LOG_LEVELS))
 def server_command(config: Path | None, database: str | None, **flags: object) -> None:
     """Run the control plane."""
     from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
@@ -105,7 +114,7 @@ def server_command(config: Path | None, database: str | None, **flags: object) -
 @click.option("--node", "node_id", metavar="ID", help="This node's id.  [the host's name]")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="The data folder.")
 @click.option("--runtime", type=click.Choice(["auto", "docker", "process"]))
-@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+@click.option("--log-level", type=click.Choice(_LOG_LEVELS))
 def agent_command(config: Path | None, **flags: object) -> None:
     """Run the agent of this host. On SIGTERM it leaves; what it started goes on."""
     from gamenode.agent.settings import AgentSettings  # noqa: PLC0415 - see the module
@@ -132,7 +141,7 @@ def agent_command(config: Path | None, **flags: object) -> None:
 )
 @click.option("--runtime", type=click.Choice(["auto", "docker", "process"]), default="auto")
 @click.option("--agents", type=click.IntRange(1, 100), default=1, help="How many nodes.  [1]")
-@click.option("--log-level", metavar="LEVEL", default="warning", help="[warning]")
+@click.option("--log-level", type=click.Choice(_LOG_LEVELS), default="warning", help="[warning]")
 def dev_command(
     http: str | None,
     grpc: str | None,
@@ -154,11 +163,98 @@ def dev_command(
         _spawn_agent(name, settings.server.grpc, data, runtime, log_level) for name in names
     ]
     try:
-        _run(_develop(settings, names, children), level=log_level, fast=True)
+        _run(_develop(settings, names, children), level=settings.server.log_level, fast=True)
     finally:
+        # Nothing of a start that failed may stay behind: the agents leave; they end no step.
         for child in children:
-            if child.stdin is not None:
-                child.stdin.close()
+            assert child.stdin is not None
+            child.stdin.close()
+
+
+@click.command(
+    "sim",
+    cls=Command,
+    examples="""
+    gamenode sim --nodes 1000
+    gamenode sim --nodes 200 --duration 10m --faults partition=0.05/30s,kill=0.01,skew=0.01:90s
+    """,
+)
+@click.option("--nodes", type=click.IntRange(1, 20_000), required=True, help="How many nodes.")
+@click.option("--server", metavar="ADDR", default="127.0.0.1:9090", help="[127.0.0.1:9090]")
+@click.option("--duration", type=DURATION, default="5m", show_default=True, metavar="DURATION")
+@click.option(
+    "--faults",
+    metavar="SPEC",
+    default="",
+    help="KIND=RATIO/DURATION,…: partition, silence and kill strike that share of the nodes each "
+    "minute, for so long; slow (late by up to) and skew (clock off by) are for good.",
+)
+@click.option("--seed", type=int, help="The same seed draws the same faults.  [random]")
+@click.option(
+    "--interval",
+    type=DURATION,
+    default="5s",
+    show_default=True,
+    metavar="DURATION",
+    help="How often a summary is written to standard error.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(_LOG_LEVELS),
+    default="error",
+    help="[error]",
+)
+@pass_invocation
+def sim_command(
+    invocation: Invocation,
+    *,
+    nodes: int,
+    server: str,
+    duration: float,
+    faults: str,
+    seed: int | None,
+    interval: float,
+    log_level: str,
+) -> int:
+    """Simulate many nodes, and say which of the server's promises were kept.
+
+    Ends with 3 if one was not.
+    """
+    from gamenode.cli.errors import EXIT_ENDED_BADLY  # noqa: PLC0415 - see the module
+    from gamenode.sim.faults import parse_faults  # noqa: PLC0415 - see the module
+    from gamenode.sim.fleet import FleetSettings  # noqa: PLC0415 - see the module
+    from gamenode.sim.report import VIEW  # noqa: PLC0415 - see the module
+
+    settings = FleetSettings(
+        nodes=nodes,
+        server=server,
+        duration_s=duration,
+        faults=parse_faults(faults),
+        seed=secrets.randbits(32) if seed is None else seed,
+        summary_interval_s=interval,
+    )
+    invocation.output.tell(f"seed {settings.seed}")
+    from gamenode.telemetry import LogLevel  # noqa: PLC0415 - see the module
+
+    outcome = _run(_simulate(settings, invocation), level=LogLevel(log_level))
+    invocation.output.item(outcome.body(), VIEW)
+    return 0 if outcome.kept else EXIT_ENDED_BADLY
+
+
+async def _simulate(settings: FleetSettings, invocation: Invocation) -> Outcome:
+    from gamenode.sim.fleet import Fleet  # noqa: PLC0415 - see the module
+
+    with TemporaryDirectory(prefix="gamenode-sim-") as folder:
+        fleet = Fleet(
+            settings,
+            folder=Path(folder),
+            token=invocation.target.token,
+            clock=invocation.clock,
+            tell=invocation.output.tell,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, fleet.end)
+        return await fleet.run()
 
 
 async def _serve(settings: ServerSettings) -> None:
@@ -202,15 +298,8 @@ async def _develop(
     settings: ServerSettings, names: Sequence[str], children: Sequence[subprocess.Popen[bytes]]
 ) -> None:
     stopped = _on_signals()
-    try:
-        server = _make_server(settings)
-        await server.start()
-    except BaseException:
-        # Nothing of this start may stay behind; the agents end no step, they only leave.
-        for child in children:
-            assert child.stdin is not None
-            child.stdin.close()
-        raise
+    server = _make_server(settings)
+    await server.start()
     online = asyncio.ensure_future(server.wait_online(names))
     waiting = asyncio.ensure_future(stopped.wait())
     await asyncio.wait([online, waiting], timeout=_ONLINE_S, return_when=asyncio.FIRST_COMPLETED)
@@ -267,6 +356,9 @@ def _make_server(settings: ServerSettings) -> Server:
     from gamenode.lib.ids import UuidV7  # noqa: PLC0415 - see the module
     from gamenode.server.app import Server  # noqa: PLC0415 - see the module
 
+    # Every agent and every reader is a descriptor, and the usual first limit is 1,024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     clock = SystemClock()
     return Server(settings, clock=clock, ids=UuidV7(clock), random=Random())  # noqa: S311 - spreads retries
 
@@ -280,7 +372,7 @@ def _on_signals() -> asyncio.Event:
     return stopped
 
 
-def _run(main: Coroutine[Any, Any, None], *, level: str, fast: bool = False) -> None:
+def _run(main: Coroutine[Any, Any, Result], *, level: LogLevel, fast: bool = False) -> Result:
     from gamenode.telemetry import set_up_logging  # noqa: PLC0415 - see the module
 
     set_up_logging(level)
@@ -289,8 +381,13 @@ def _run(main: Coroutine[Any, Any, None], *, level: str, fast: bool = False) -> 
         import uvloop  # noqa: PLC0415 - the server's alone
 
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main)
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main)
+    except FolderError as error:
+        raise GameNodeError(
+            ErrorCode.CONFLICT, str(error), hint="choose another folder with --data"
+        ) from error
 
 
 def _settings(
@@ -301,7 +398,7 @@ def _settings(
     foreign: frozenset[str],
 ) -> Settings:
     try:
-        file = tomllib.loads(config.read_text()) if config is not None else {}
+        file = tomllib.loads(config.read_text(encoding="utf-8")) if config is not None else {}
         return load_settings(
             settings_type,
             file=file,
@@ -311,11 +408,13 @@ def _settings(
             flags=flags,
             foreign=foreign,
         )
-    except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
+    except SettingsError as error:
         raise GameNodeError(ErrorCode.INVALID_REQUEST, str(error)) from error
+    except (ValueError, OSError) as error:  # a ValueError: not UTF-8, or not TOML
+        raise GameNodeError(ErrorCode.INVALID_REQUEST, f"{config}: {error}") from error
 
 
-for _command in (dev_command, server_command, agent_command):
+for _command in (dev_command, server_command, agent_command, sim_command):
     cli.add_command(_command)
 
 

@@ -83,7 +83,7 @@ class Node:
 
     async def changes(self) -> list[Event]:
         wanted = EventFilter(types=frozenset({"node.inventory.changed"}))
-        return await self.database.read(lambda conn: read_after(conn, 0, filter=wanted, limit=1000))
+        return await self.database.read(lambda conn: read_after(conn, 0, wanted=wanted, limit=1000))
 
     async def conditions(self) -> list[ConditionType]:
         node = await self.service.get(NODE)

@@ -17,7 +17,6 @@ from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogLink, LogUploader, UploaderSettings
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import AppendAnswer, LogEnd, LogKey, LogPosition, LogStream, relative_path
-from gamenode.lib.backoff import Backoff
 from gamenode.server.db.database import Database
 from gamenode.server.logs.media.files import LogFiles
 from gamenode.server.logs.service import LogService, LogSettings
@@ -26,7 +25,8 @@ from gamenode.wire import cri
 QUICK = UploaderSettings(
     idle_interval_s=0.02,
     chunk_bytes_max=4096,
-    retry=Backoff(first_s=0.002, most_s=0.01),
+    retry_first_s=0.002,
+    retry_most_s=0.01,
 )
 EMPTY = LogEnd(length_bytes=0, hash=hashlib.sha256(b"").digest(), complete=True)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from typing import Any, cast
 
 from starlette.types import ASGIApp
 
@@ -27,8 +28,7 @@ from gamenode.domain.pipeline import (
 )
 from gamenode.domain.selector import Selector
 from gamenode.lib.clock import Instant, after
-from gamenode.server.api.app import ApiSettings, create_api
-from gamenode.server.api.nouns import EventLog, Nouns
+from gamenode.server.api.app import ApiSettings, Nouns, create_api
 from gamenode.server.api.operation import Authenticate
 from gamenode.server.events.audit import AuditRecord, AuditVerdict
 from gamenode.server.logs.streamer import From
@@ -558,7 +558,7 @@ class Api:
         self,
         settings: ApiSettings = ApiSettings(),  # noqa: B008 - frozen
         authenticate: Authenticate = local_admin,
-        events: EventLog | None = None,
+        events: object | None = None,
     ) -> None:
         self.pipelines = MemoryPipelines()
         self.nodes = MemoryNodes()
@@ -569,18 +569,19 @@ class Api:
         self.audit = MemoryAudit()
         self.errors = MemoryErrors()
         self.not_ready = ""
+        self.nouns = Nouns(
+            pipeline_manager=cast("Any", self.pipelines),
+            pipeline_service=cast("Any", self.pipelines),
+            nodes=cast("Any", self.nodes),
+            inventories=cast("Any", self.inventories),
+            logs=cast("Any", self.logs),
+            events=cast("Any", events or self.events),
+            tokens=cast("Any", self.tokens),
+            audit=cast("Any", self.audit),
+            why_not_ready=lambda: self.not_ready,
+        )
         self.app: ASGIApp = create_api(
-            Nouns(
-                pipeline_manager=self.pipelines,
-                pipeline_service=self.pipelines,
-                nodes=self.nodes,
-                inventories=self.inventories,
-                logs=self.logs,
-                events=events or self.events,
-                tokens=self.tokens,
-                audit=self.audit,
-                why_not_ready=lambda: self.not_ready,
-            ),
+            self.nouns,
             settings=settings,
             authenticate=authenticate,
             refusals=self.audit,

@@ -6,12 +6,15 @@ One SQLite file, written in groups, each durable before its callers go on (rule 
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from gamenode.domain.command import CancelOrder, Dispatch, ExecuteOrder
+from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import LogKey
 from gamenode.domain.node import Maintenance
 from gamenode.domain.pipeline import Reason, Status
@@ -20,29 +23,31 @@ from gamenode.lib.groups import GroupWorker, QueueFullError
 from gamenode.wire.codec import pack_order, unpack_order
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS session (
+CREATE TABLE session (
     id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL
 );
-CREATE TABLE IF NOT EXISTS state (
+CREATE TABLE state (
     id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL, maintenance TEXT NOT NULL
 );
-CREATE TABLE IF NOT EXISTS held (
+CREATE TABLE held (
     pipeline_id TEXT, attempt INTEGER, work BLOB, cancel_reason TEXT, cancel_message TEXT,
-    cancel_force INTEGER NOT NULL,
+    cancel_force INTEGER NOT NULL, accepted_at INTEGER,
     PRIMARY KEY (pipeline_id, attempt)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS tries (
+CREATE TABLE tries (
     pipeline_id TEXT, dispatch INTEGER, step TEXT, attempt INTEGER, run INTEGER,
     after_cancel INTEGER NOT NULL, after_timeout INTEGER NOT NULL,
     started_at INTEGER, status TEXT, reason TEXT, message TEXT, exit_code INTEGER, signal INTEGER,
     ended_at INTEGER,
     PRIMARY KEY (pipeline_id, step, attempt, run)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS services (
+CREATE TABLE services (
     pipeline_id TEXT, step TEXT, attempt INTEGER, run INTEGER, instance_id TEXT, grace_s REAL,
     PRIMARY KEY (pipeline_id, step, attempt, run)
 ) WITHOUT ROWID;
 """
+_SCHEMA_ID: Final = zlib.crc32(_SCHEMA.encode()) >> 1
+"""Kept in the file: whose tables it holds. SQLite has 31 bits for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +82,7 @@ class Held:
     dispatch: Dispatch
     order: ExecuteOrder | None
     """None: a cancel that came before its Execute, kept so that the Execute finds it (RL2)."""
+    accepted_at: Instant | None
     cancel: CancelOrder | None
     tries: tuple[Try, ...]
 
@@ -108,15 +114,57 @@ def certainly_unwritten(error: Exception) -> bool:
 class Journal:
     """The agent's durable memory. Every method returns when it is on disk."""
 
-    def __init__(self, path: Path, *, group_max: int = 256, queue_max: int = 10_000) -> None:
-        """Open or create the file at `path`."""
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        group_max: int = 256,
+        queue_max: int = 10_000,
+        pool: Executor | None = None,
+    ) -> None:
+        """Open or create the file at `path`; None: keep it in memory, for as long as this lives.
+
+        Writes run in `pool`, which stays open; without one, on a thread of their own.
+
+        Raises:
+            GameNodeError: CONFLICT, another build's tables are in it; UNAVAILABLE, it cannot be
+                written.
+        """
+        self._connection = sqlite3.connect(
+            path or ":memory:", isolation_level=None, check_same_thread=False
+        )
+        if path is None:
+            # Most of its pages hold next to nothing, and there may be thousands of journals.
+            self._connection.execute("PRAGMA page_size=512")
+        try:
+            self._prepare(path)
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise GameNodeError(
+                ErrorCode.UNAVAILABLE, f"the agent's journal {path} cannot be used: {error}"
+            ) from error
+        except GameNodeError:
+            self._connection.close()
+            raise
+        self._worker: GroupWorker[_Write, object] = GroupWorker(
+            self._run_group, name="journal", group_max=group_max, queue_max=queue_max, pool=pool
+        )
+
+    def _prepare(self, path: Path | None) -> None:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
-        self._connection.executescript(_SCHEMA)
-        self._worker: GroupWorker[_Write, object] = GroupWorker(
-            self._run_group, name="journal", group_max=group_max, queue_max=queue_max
-        )
+        (held,) = self._connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if tables and held != _SCHEMA_ID:
+            raise GameNodeError(
+                ErrorCode.CONFLICT,
+                f"the agent's journal {path} was made by another build of GameNode",
+                hint="go on with that build until nothing runs here, then remove the file",
+            )
+        if not tables:
+            self._connection.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_ID}; COMMIT;"
+            )
 
     async def close(self) -> None:
         """Finish what waits and close the file."""
@@ -141,6 +189,7 @@ class Journal:
             Held(
                 dispatch=(dispatch := Dispatch(pipeline_id, attempt)),
                 order=unpack_order(work) if work is not None else None,
+                accepted_at=accepted_at,
                 cancel=(
                     CancelOrder(
                         dispatch=dispatch,
@@ -153,9 +202,17 @@ class Journal:
                 ),
                 tries=self._tries(dispatch),
             )
-            for pipeline_id, attempt, work, reason, message, force in self._connection.execute(
-                "SELECT pipeline_id, attempt, work, cancel_reason, cancel_message, cancel_force"
-                " FROM held ORDER BY pipeline_id, attempt"
+            for (
+                pipeline_id,
+                attempt,
+                work,
+                reason,
+                message,
+                force,
+                accepted_at,
+            ) in self._connection.execute(
+                "SELECT pipeline_id, attempt, work, cancel_reason, cancel_message, cancel_force,"
+                " accepted_at FROM held ORDER BY pipeline_id, attempt"
             ).fetchall()
         ]
 
@@ -190,7 +247,7 @@ class Journal:
             (version, maintenance),
         )
 
-    async def accept(self, order: ExecuteOrder, first_try: LogKey | None) -> None:
+    async def accept(self, order: ExecuteOrder, first_try: LogKey | None, *, now: Instant) -> None:
         """Hold a dispatch; `first_try` is journaled with it, which saves a second wait."""
         packed = pack_order(order)
         dispatch = order.dispatch
@@ -198,9 +255,9 @@ class Journal:
         def write(connection: sqlite3.Connection) -> None:
             # It may be there, from a write whose outcome was not known.
             connection.execute(
-                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL, 0)"
-                " ON CONFLICT DO UPDATE SET work = excluded.work",
-                (dispatch.pipeline_id, dispatch.attempt, packed),
+                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL, 0, ?) ON CONFLICT DO UPDATE SET"
+                " work = excluded.work, accepted_at = excluded.accepted_at",
+                (dispatch.pipeline_id, dispatch.attempt, packed, now),
             )
             if first_try is not None:
                 _insert_try(connection, dispatch, Try(key=first_try))
@@ -210,7 +267,7 @@ class Journal:
     async def cancel(self, order: CancelOrder) -> None:
         """Remember that a dispatch must end, also one that was never accepted (rule RL2)."""
         await self._write(
-            "INSERT INTO held VALUES (?, ?, NULL, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            "INSERT INTO held VALUES (?, ?, NULL, ?, ?, ?, NULL) ON CONFLICT DO UPDATE SET"
             " cancel_reason = excluded.cancel_reason, cancel_message = excluded.cancel_message,"
             " cancel_force = excluded.cancel_force",
             (

@@ -14,9 +14,9 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Final, Protocol, TypeVar
@@ -98,7 +98,11 @@ class UploaderSettings:
     log_bytes_max: int = 16 * 1024 * 1024 * 1024
     """How long one log may get; the rest is dropped, and a record in the log says so."""
     threads: int = 2
-    retry: Backoff = field(default_factory=lambda: Backoff(first_s=0.2, most_s=15.0))
+    """Threads that write and read the spool."""
+    retry_first_s: float = 0.2
+    """The wait after a chunk that was not taken; it doubles with each in a row."""
+    retry_most_s: float = 15.0
+    """The longest such wait."""
 
 
 class LogUploader:
@@ -111,14 +115,19 @@ class LogUploader:
         spool: LogSpool,
         settings: UploaderSettings,
         random: Random | None = None,
+        pool: Executor | None = None,
     ) -> None:
-        """Upload through `link`. `random` spreads the retries of many agents."""
+        """Upload through `link`. `random` spreads the retries of many agents.
+
+        Files are read and written in `pool`, which stays open; without one, on threads of its own.
+        """
+        self._owns_pool = pool is None
         self._shared = _Shared(
             link=link,
             spool=spool,
             settings=settings,
             random=random or Random(),  # noqa: S311 - spreads retries, guards nothing
-            pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="logs"),
+            pool=pool or ThreadPoolExecutor(settings.threads, thread_name_prefix="logs"),
             slots=asyncio.Semaphore(settings.in_flight_chunks_max),
             room=_Room(settings.spool_bytes_max),
         )
@@ -179,7 +188,8 @@ class LogUploader:
         await self._supervisor.close()
         for upload in self._uploads.values():
             upload.close()
-        self._shared.pool.shutdown()
+        if self._owns_pool:
+            self._shared.pool.shutdown()
 
 
 class _Room:
@@ -210,7 +220,7 @@ class _Shared:
     spool: LogSpool
     settings: UploaderSettings
     random: Random
-    pool: ThreadPoolExecutor
+    pool: Executor
     slots: asyncio.Semaphore
     room: _Room
 
@@ -254,6 +264,9 @@ class _Upload:
         self._source = source
         self._shared = shared
         self._settings = shared.settings
+        self._backoff = Backoff(
+            first_s=shared.settings.retry_first_s, most_s=shared.settings.retry_most_s
+        )
         self._live = asyncio.Event()
         self._asked = new
         self._spooled = shared.spool.create(key)
@@ -398,13 +411,15 @@ class _Upload:
                 end, _ = await self._shared.in_thread(
                     partial(self._spool, block, start), self._spooled_up_to
                 )
-            except OSError:
-                _log.exception(
-                    "the log spool cannot be written; the output waits where it is",
-                    extra={"event": "log.spool_failed", "pipeline_id": self._key.pipeline_id},
-                )
+            except OSError as error:
                 failures += 1
-                await asyncio.sleep(self._settings.retry.delay_s(failures, self._shared.random))
+                if failures == 1:
+                    _log.warning(
+                        "the log spool cannot be written; the output waits where it is: %s",
+                        error,
+                        extra={"event": "log.spool_failed", "pipeline_id": self._key.pipeline_id},
+                    )
+                await asyncio.sleep(self._backoff.delay_s(failures, self._shared.random))
             else:
                 start, failures = end, 0
 
@@ -578,7 +593,7 @@ class _Upload:
             return False
         if answer.next_offset != mark.end:
             self._failures += 1
-            self._pause_s = self._settings.retry.delay_s(self._failures, self._shared.random)
+            self._pause_s = self._backoff.delay_s(self._failures, self._shared.random)
             return False
         self._failures = 0
         self._pause_s = answer.retry_after_s
@@ -590,7 +605,7 @@ class _Upload:
             self._stop(self._acknowledged, b"")
             return
         self._failures += 1
-        delay_s = self._settings.retry.delay_s(self._failures, self._shared.random)
+        delay_s = self._backoff.delay_s(self._failures, self._shared.random)
         self._pause_s = max(delay_s, error.retry_after_s or 0.0)
         if self._failures == 1:
             _log.warning(

@@ -15,7 +15,6 @@ Problem = Mapping[str, Any]
 
 EXIT_OK: Final = 0
 EXIT_UNKNOWN: Final = 1
-EXIT_USAGE: Final = OUTWARD[ErrorCode.INVALID_REQUEST].exit_code
 EXIT_ENDED_BADLY: Final = OUTWARD[ErrorCode.PIPELINE_FAILED].exit_code
 EXIT_INTERRUPTED: Final = 130
 
@@ -56,10 +55,6 @@ class UnreachableError(GameNodeError):
 
 class SilentError(UnreachableError):
     """A stream brought nothing for a while: nothing to tell, or nobody there any more."""
-
-
-class EndedBadlyError(Exception):
-    """The work itself ended badly, which was said already."""
 
 
 def problem_of(error: ApiError | GameNodeError) -> Problem:

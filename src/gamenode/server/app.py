@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import secrets
@@ -14,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, cast
 
 import grpc.aio
 import uvicorn
@@ -24,17 +23,17 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from gamenode.domain.command import Closed, CloseReason
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.event import Event, EventType
 from gamenode.lib.clock import Clock, after
+from gamenode.lib.folder import hold_folder
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import Supervisor
 from gamenode.server.access.manager import AccessManager, AuthMode, is_loopback
 from gamenode.server.access.refusals import Refusals
 from gamenode.server.access.roles import ROLES, check_complete
 from gamenode.server.access.service import AccessService
-from gamenode.server.api.app import ApiSettings, create_api
+from gamenode.server.api.app import ApiSettings, Nouns, create_api
+from gamenode.server.api.connection import BoundedConnection, ConnectionSettings
 from gamenode.server.api.guard import ANY_HOST
-from gamenode.server.api.nouns import Nouns
 from gamenode.server.db.database import Database
 from gamenode.server.events import store as events
 from gamenode.server.events.audit_log import AuditLog
@@ -59,16 +58,8 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 
 _log = logging.getLogger(__name__)
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
-_WAKES_DISPATCH: Final = frozenset(
-    {
-        EventType.PIPELINE_CREATED,
-        EventType.PIPELINE_CANCEL_REQUESTED,
-        EventType.PIPELINE_CANCELLED,
-        EventType.PIPELINE_COMPLETED,
-        EventType.PIPELINE_FAILED,
-    }
-)
 _PURGE_INTERVAL_S: Final = 3600.0
+_AUDIT_KEY_BYTES: Final = 32
 
 
 class Server:
@@ -78,8 +69,9 @@ class Server:
         """Open the data and put everything together. Blocks; call before the loop has work.
 
         Raises:
-            GameNodeError: an address that may not be listened on, a data folder that another server
-                holds, or a database that cannot be used.
+            GameNodeError: an address that may not be listened on, or a database or key that cannot
+                be used.
+            FolderError: the data folder is another server's, or cannot be written to.
         """
         self._settings = settings
         self._clock = clock
@@ -87,8 +79,7 @@ class Server:
             for address in (settings.server.http, settings.server.grpc):
                 require_loopback(address)
         data = settings.server.data
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = lock_folder(data)
+        self._lock = hold_folder(data)
         database_settings = settings.database
         if not database_settings.url:
             database_settings = replace(
@@ -147,7 +138,7 @@ class Server:
         )
         self._metrics = MetricService(self._database, clock=clock, settings=settings.metrics)
         self._nodes.on_change(self._dispatcher.wake)
-        self._feed.on_events(self._happened)
+        self._feed.on_events(self._dispatcher.hear)
         self._supervisor = Supervisor()
         self._ready = False
         self._health = HealthServicer()
@@ -175,14 +166,14 @@ class Server:
                     clock=clock,
                     ids=ids,
                 ),
-                http="httptools",
+                http=_connection_type(settings.connections),
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                timeout_keep_alive=75,
+                timeout_keep_alive=round(settings.connections.idle_s_max),
                 timeout_graceful_shutdown=round(settings.server.stop_s_max / 2),
             )
         )
@@ -195,7 +186,7 @@ class Server:
         Raises:
             GameNodeError: CONFLICT, an address is taken.
         """
-        self._http_socket = _listen(self._settings.server.http)
+        self._http_socket = _listen(self._settings.server.http, "--http")
         await self._feed.start()
         await self._access.ensure_admin(self._settings.server.data / "admin-token")
         await self._nodes.load()
@@ -254,6 +245,8 @@ class Server:
     async def _http_ended(self) -> None:
         if self._serving is not None:
             await self._serving
+        elif self._http_socket is not None:
+            self._http_socket.close()  # a start that failed half-way
 
     def _make_rpc(self, random: Random) -> grpc.aio.Server:
         settings = self._settings.rpc
@@ -310,10 +303,6 @@ class Server:
         )
         return server
 
-    def _happened(self, happened: Sequence[Event]) -> None:
-        if any(event.type in _WAKES_DISPATCH for event in happened):
-            self._dispatcher.wake()
-
     def _follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
         self._dispatcher.follow_log(pipeline_id, step, live=live)
 
@@ -344,12 +333,18 @@ class _Http(uvicorn.Server):
         await self._started.wait()
 
 
+def _connection_type(settings: ConnectionSettings) -> type[asyncio.Protocol]:
+    # The library calls what it gets, and says so with a narrower type.
+    return cast("type[asyncio.Protocol]", partial(BoundedConnection, settings))
+
+
 def _api_settings(settings: ServerSettings) -> ApiSettings:
     host, _ = split_address(settings.server.http)
     hosts = settings.api.hosts
-    if settings.access.auth is AuthMode.TOKENS:
-        # A page that made its own name point here can send no token, so names prove nothing more.
-        hosts |= {ANY_HOST}
+    if not hosts and not is_loopback(host):
+        # Nobody told by what names others reach it. A page that made its own name point here has
+        # no token to send, and here everybody needs one.
+        hosts = frozenset({ANY_HOST})
     return replace(settings.api, bound_host=host, hosts=hosts)
 
 
@@ -385,40 +380,37 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def lock_folder(folder: Path) -> int:
-    """Hold a data folder for this process alone; return the descriptor that holds it.
+def _audit_key(path: Path) -> bytes:
+    """Return the key of the audit chain; the first start makes it (RC4).
 
     Raises:
-        GameNodeError: CONFLICT, another process holds it.
+        GameNodeError: CONFLICT, the file holds no key.
     """
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
+    if not path.exists():
+        # Renamed when it is whole: a crash must not leave an empty key, which anybody knows.
+        new = path.with_suffix(".new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_AUDIT_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    key = path.read_bytes()
+    if len(key) != _AUDIT_KEY_BYTES:
         raise GameNodeError(
             ErrorCode.CONFLICT,
-            f"the data folder {folder} is in use by another server",
-            hint="stop it, or choose another folder with --data",
-        ) from error
-    return descriptor
-
-
-def _audit_key(path: Path) -> bytes:
-    """Return the key of the audit chain; the first start makes it (RC4)."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        key = secrets.token_bytes(32)
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
+            f"{path} is not the key of an audit log",
+            hint="put it back from a backup: without it the audit log cannot be verified",
+        )
     return key
 
 
-def _listen(address: str) -> socket.socket:
+def _listen(address: str, flag: str) -> socket.socket:
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -428,12 +420,14 @@ def _listen(address: str) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        raise _taken(address, "--http", error) from error
+        raise _taken(address, flag, error) from error
     listening.setblocking(False)  # noqa: FBT003 - the library's signature
     return listening
 
 
 def _bind_rpc(server: grpc.aio.Server, address: str) -> None:
+    # gRPC does not say why it cannot listen, and writes to standard error; a socket does say it.
+    _listen(address, "--grpc").close()
     try:
         server.add_insecure_port(address)
     except RuntimeError as error:

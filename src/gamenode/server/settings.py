@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gamenode.server.access.manager import AccessSettings
 from gamenode.server.api.app import ApiSettings
+from gamenode.server.api.connection import ConnectionSettings
 from gamenode.server.db.database import DatabaseSettings
 from gamenode.server.events.feed import EventFeedSettings
 from gamenode.server.events.internal_errors import InternalErrorSettings
@@ -21,6 +22,7 @@ from gamenode.server.pipelines.dispatcher import DispatcherSettings
 from gamenode.server.pipelines.manager import PipelineSettings
 from gamenode.server.rpc.agent_link import AgentLinkSettings
 from gamenode.server.rpc.servicer import RpcSettings
+from gamenode.telemetry import LogLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class ListenSettings:
     """Where gRPC listens; as above."""
     data: Path = Path("/var/lib/gamenode")
     """The folder of the SQLite file, the logs and the key of the audit log."""
-    log_level: str = "info"
+    log_level: LogLevel = LogLevel.INFO
     """`debug`, `info`, `warning` or `error`."""
     stop_s_max: float = 8.0
     """How long answers and streams may take to finish when the server stops."""
@@ -49,6 +51,7 @@ class ServerSettings:
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     agent_link: AgentLinkSettings = field(default_factory=AgentLinkSettings)
     nodes: NodeSettings = field(default_factory=NodeSettings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -18,6 +18,7 @@ from gamenode.domain.access import Role
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.lib.clock import Clock
 from gamenode.lib.ids import Ids
+from gamenode.server.access.manager import AccessManager
 from gamenode.server.access.roles import ROLES, check_complete
 from gamenode.server.api import openapi, problem
 from gamenode.server.api.audit import AuditRoutes
@@ -27,7 +28,6 @@ from gamenode.server.api.home import HomeRoutes
 from gamenode.server.api.inventory import InventoryRoutes
 from gamenode.server.api.logs import LogRoutes
 from gamenode.server.api.nodes import NodeRoutes
-from gamenode.server.api.nouns import Nouns
 from gamenode.server.api.operation import (
     Authenticate,
     InternalErrors,
@@ -41,6 +41,13 @@ from gamenode.server.api.states import StateRoutes
 from gamenode.server.api.streams import Streams
 from gamenode.server.api.system import SystemRoutes
 from gamenode.server.api.tokens import TokenRoutes
+from gamenode.server.events.audit_log import AuditLog
+from gamenode.server.events.feed import EventFeed
+from gamenode.server.logs.manager import LogManager
+from gamenode.server.nodes.inventories import InventoryKeeper
+from gamenode.server.nodes.manager import NodeManager
+from gamenode.server.pipelines.manager import PipelineManager
+from gamenode.server.pipelines.service import GamePipelineGRPCService
 
 _REQUEST_ID: Final = "x-request-id"
 _REQUEST_ID_LENGTH_MAX: Final = 64
@@ -63,6 +70,22 @@ class ApiSettings:
     """How often a stream of server-sent events says that it is alive."""
     retry_after_s: float = 1.0
     """When to come back to a server that had no room, or was not ready."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nouns:
+    """Everything that the HTTP edge speaks for."""
+
+    pipeline_manager: PipelineManager
+    pipeline_service: GamePipelineGRPCService
+    nodes: NodeManager
+    inventories: InventoryKeeper
+    logs: LogManager
+    events: EventFeed
+    tokens: AccessManager
+    audit: AuditLog
+    why_not_ready: Callable[[], str]
+    """Says why this server takes no work; empty when it does."""
 
 
 def create_api(

@@ -10,8 +10,8 @@ from starlette.types import ASGIApp
 
 from gamenode.server.api import page
 from gamenode.server.api.decode import QueryReader
-from gamenode.server.api.nouns import AuditLog
 from gamenode.server.api.operation import Call, Operation, answer
+from gamenode.server.events.audit_log import AuditLog
 from gamenode.wire import http
 
 

@@ -14,7 +14,6 @@ from gamenode.domain.errors import invalid
 from gamenode.domain.event import Event, EventFilter, EventType
 from gamenode.server.api import page
 from gamenode.server.api.decode import QueryReader
-from gamenode.server.api.nouns import EventLog
 from gamenode.server.api.operation import Call, Operation, answer
 from gamenode.server.api.streams import (
     NDJSON_MEDIA_TYPE,
@@ -24,6 +23,7 @@ from gamenode.server.api.streams import (
     closing,
     read_last_event_id,
 )
+from gamenode.server.events.feed import EventFeed
 from gamenode.wire import http
 
 EventId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -58,7 +58,7 @@ class EventsQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class EventRoutes:
     """Reads events."""
 
-    def __init__(self, events: EventLog, *, streams: Streams) -> None:
+    def __init__(self, events: EventFeed, *, streams: Streams) -> None:
         """Speak for `events`."""
         self._events = events
         self._streams = streams

@@ -16,8 +16,9 @@ from gamenode.domain.node import Node
 from gamenode.domain.pipeline import Pipeline
 from gamenode.domain.selector import Selector
 from gamenode.server.api.decode import NoQuery, QueryReader
-from gamenode.server.api.nouns import NodeManager, PipelineService
 from gamenode.server.api.operation import Call, Operation
+from gamenode.server.nodes.manager import NodeManager
+from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.wire import http
 
 _ROWS_MAX: Final = 50
@@ -41,7 +42,7 @@ _POLICY: Final = (
 class HomeRoutes:
     """Shows nodes and the newest pipelines."""
 
-    def __init__(self, nodes: NodeManager, pipelines: PipelineService) -> None:
+    def __init__(self, nodes: NodeManager, pipelines: GamePipelineGRPCService) -> None:
         """Speak for `nodes` and `pipelines`."""
         self._nodes = nodes
         self._pipelines = pipelines

@@ -20,9 +20,9 @@ from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock, Instant
 from gamenode.server.api import page
 from gamenode.server.api.decode import NoQuery, QueryReader
-from gamenode.server.api.nouns import Inventories
 from gamenode.server.api.operation import Call, Operation, answer
 from gamenode.server.api.streams import NDJSON_MEDIA_TYPE, Streams, unless_gone
+from gamenode.server.nodes.inventories import InventoryKeeper
 from gamenode.wire import http
 from gamenode.wire.inventory_table import HEADINGS, row_of
 
@@ -79,7 +79,7 @@ class FleetQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class InventoryRoutes:
     """Shows, compares, searches and collects inventories (B)."""
 
-    def __init__(self, inventories: Inventories, *, streams: Streams, clock: Clock) -> None:
+    def __init__(self, inventories: InventoryKeeper, *, streams: Streams, clock: Clock) -> None:
         """Speak for `inventories`."""
         self._inventories = inventories
         self._streams = streams

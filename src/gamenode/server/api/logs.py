@@ -17,7 +17,6 @@ from gamenode.domain.log import LogSlice, LogStream
 from gamenode.domain.quantity import parse_time
 from gamenode.lib.clock import Clock
 from gamenode.server.api.decode import QueryReader
-from gamenode.server.api.nouns import LogManager
 from gamenode.server.api.operation import Call, Operation
 from gamenode.server.api.streams import (
     NDJSON_MEDIA_TYPE,
@@ -27,6 +26,7 @@ from gamenode.server.api.streams import (
     closing,
     read_last_event_id,
 )
+from gamenode.server.logs.manager import LogManager
 from gamenode.server.logs.streamer import From
 from gamenode.wire import cri, http
 

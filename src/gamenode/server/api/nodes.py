@@ -14,8 +14,9 @@ from gamenode.domain.node import Maintenance, NodePatch
 from gamenode.domain.selector import parse_selector
 from gamenode.server.api import page
 from gamenode.server.api.decode import BodyReader, NoQuery, QueryReader
-from gamenode.server.api.nouns import NodeManager, PipelineManager
 from gamenode.server.api.operation import Call, Operation, answer
+from gamenode.server.nodes.manager import NodeManager
+from gamenode.server.pipelines.manager import PipelineManager
 from gamenode.wire import http
 
 

@@ -21,9 +21,10 @@ from gamenode.server.api.decode import (
     QueryReader,
     read_idempotency_key,
 )
-from gamenode.server.api.nouns import PipelineManager, PipelineService
 from gamenode.server.api.operation import Call, Operation, answer
 from gamenode.server.api.streams import unless_gone
+from gamenode.server.pipelines.manager import PipelineManager
+from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.wire import http
 from gamenode.wire.pipeline_file import parse_pipeline
 
@@ -51,7 +52,7 @@ class PipelineRoutes:
     """Creates, lists, shows and cancels pipelines."""
 
     def __init__(
-        self, manager: PipelineManager, service: PipelineService, *, wait_s_max: float
+        self, manager: PipelineManager, service: GamePipelineGRPCService, *, wait_s_max: float
     ) -> None:
         """Speak for `manager` and `service`; let nobody wait longer than `wait_s_max`."""
         self._manager = manager

@@ -15,9 +15,9 @@ from gamenode.domain.quantity import parse_duration, parse_time
 from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock, after
 from gamenode.server.api.decode import BodyReader, NoQuery, QueryReader
-from gamenode.server.api.nouns import NodeManager
 from gamenode.server.api.operation import Call, Operation, answer
 from gamenode.server.api.streams import unless_gone
+from gamenode.server.nodes.manager import NodeManager
 from gamenode.wire import http
 
 _CHANGES_MAX = 1000

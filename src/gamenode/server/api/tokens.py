@@ -12,9 +12,9 @@ from starlette.types import ASGIApp
 from gamenode.domain.access import TOKEN_ROLES
 from gamenode.domain.errors import invalid
 from gamenode.domain.quantity import parse_duration
+from gamenode.server.access.manager import AccessManager
 from gamenode.server.api import page
 from gamenode.server.api.decode import BodyReader, NoQuery, QueryReader
-from gamenode.server.api.nouns import Tokens
 from gamenode.server.api.operation import Call, Operation, answer
 from gamenode.wire import http
 
@@ -33,7 +33,7 @@ class TokensQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class TokenRoutes:
     """Makes, lists and revokes tokens."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: AccessManager) -> None:
         """Speak for `tokens`."""
         self._tokens = tokens
 

@@ -37,6 +37,7 @@ class RpcSettings:
     """Bounds of the gRPC edge."""
 
     message_bytes_max: int = 4 * 1024 * 1024
+    """A larger message is refused before it is read."""
     inventory_interval_s: float = 24 * 3600.0
     """When a node is asked to report its inventory again, after it did (B2)."""
 

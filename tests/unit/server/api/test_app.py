@@ -25,7 +25,6 @@ from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.server.access.roles import ROLES
 from gamenode.server.api.app import ApiSettings, create_api
 from gamenode.server.api.guard import Guard
-from gamenode.server.api.nouns import Nouns
 
 PIPELINES = "/api/v1/pipelines"
 JSON = {"content-type": "application/json"}
@@ -294,17 +293,7 @@ def test_a_route_without_a_role_stops_the_start() -> None:
     api = Api()
     with pytest.raises(RuntimeError, match="GET /api/v1/events"):
         create_api(
-            Nouns(
-                pipeline_manager=api.pipelines,
-                pipeline_service=api.pipelines,
-                nodes=api.nodes,
-                inventories=api.inventories,
-                logs=api.logs,
-                events=api.events,
-                tokens=api.tokens,
-                audit=api.audit,
-                why_not_ready=str,
-            ),
+            api.nouns,
             settings=ApiSettings(),
             authenticate=local_admin,
             refusals=api.audit,

@@ -88,6 +88,17 @@ async def test_a_newer_database_is_refused_and_stays_as_it_is(database_url: str)
         assert conn.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
 
 
+async def test_a_database_of_another_build_is_refused_with_advice(database_url: str) -> None:
+    await open_at(database_url).aclose()
+    with connect(database_url) as conn:
+        conn.execute(text("ALTER TABLE nodes DROP COLUMN note"))
+        conn.commit()
+    with pytest.raises(GameNodeError, match=r"another build.*nodes") as refused:
+        open_at(database_url)
+    assert refused.value.code is ErrorCode.CONFLICT
+    assert "empty data folder" in refused.value.hint
+
+
 def test_a_database_of_another_program_is_refused_and_stays_as_it_is(database_url: str) -> None:
     with connect(database_url) as conn:
         conn.execute(text("CREATE TABLE theirs (id INTEGER)"))

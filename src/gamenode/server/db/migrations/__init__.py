@@ -40,9 +40,11 @@ def migrate(conn: Connection, engine: DatabaseEngine) -> None:
     """Bring the schema to `HEAD`, in one transaction. Safe when several servers start at once.
 
     Raises:
-        GameNodeError: CONFLICT; a newer program wrote this database, or no GameNode did.
+        GameNodeError: CONFLICT; a newer program wrote this database, one of other tables, or no
+            GameNode did.
     """
     if _revision(conn) == HEAD:
+        _check_tables(conn)
         return
     conn.exec_driver_sql(engine.begin_write)
     try:
@@ -83,6 +85,29 @@ def _revision(conn: Connection) -> str | None:
             hint="give GameNode a database of its own",
         )
     return None
+
+
+def _check_tables(conn: Connection) -> None:
+    """Refuse a database whose tables are not this program's, before a statement fails on one.
+
+    Until the first release a revision may change without a new number.
+    """
+    held = {
+        table: {column["name"] for column in columns}
+        for (_, table), columns in inspect(conn).get_multi_columns().items()
+    }
+    other = [
+        table.name
+        for table in schema.metadata.sorted_tables
+        if held.get(table.name) != {column.name for column in table.columns}
+    ]
+    if other:
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            "the database was made by another build of GameNode, whose tables were different: "
+            + ", ".join(other),
+            hint="go on with that build, or begin anew with an empty data folder or database",
+        )
 
 
 def _create(conn: Connection) -> None:

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from gamenode.agent.journal import Journal
+from gamenode.domain.errors import ErrorCode, GameNodeError
+
+
+async def test_what_was_written_is_there_at_the_next_start(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.last_session_epoch() is None
+    await journal.open_session(7)
+    await journal.close()
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.last_session_epoch() == 7
+    await journal.close()
+
+
+async def test_the_journal_of_another_build_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE held (pipeline_id TEXT)")
+    other.close()
+    with pytest.raises(GameNodeError, match="another build") as refused:
+        Journal(path)
+    assert refused.value.code is ErrorCode.CONFLICT
+    assert "nothing runs here" in refused.value.hint
+    after = sqlite3.connect(path)
+    assert after.execute("SELECT name FROM sqlite_schema").fetchall() == [("held",)]
+    after.close()
+
+
+def test_a_journal_that_cannot_be_used_says_which_and_why(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    path.write_bytes(b"no database at all, and longer than a header" * 100)
+    with pytest.raises(GameNodeError, match=r"journal\.db.*not a database") as refused:
+        Journal(path)
+    assert refused.value.code is ErrorCode.UNAVAILABLE
