@@ -66,7 +66,7 @@ class TaskDispatcher:
         self._logs = logs
         self._clock = clock
         self._settings = settings
-        self._supervisor = Supervisor()
+        self._supervisor = Supervisor(expected=GameNodeError)
         self._wake = Wake()
         self._not_before_s: dict[str, float] = {}
         self._whole_queue_s = clock.monotonic_s()
