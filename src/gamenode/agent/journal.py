@@ -5,6 +5,7 @@ One SQLite file, written in groups, each durable before its callers go on (rule 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Sequence
@@ -119,6 +120,14 @@ class Journal:
             GameNodeError: CONFLICT, another build's tables are in it; UNAVAILABLE, it cannot be
                 written.
         """
+        try:
+            # For its owner alone, since orders hold values; SQLite's other files are made alike.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise GameNodeError(
+                ErrorCode.UNAVAILABLE,
+                f"the agent's journal {path} cannot be used: {error.strerror}",
+            ) from error
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(path)

@@ -13,6 +13,7 @@ async def test_what_was_written_is_there_at_the_next_start(tmp_path: Path) -> No
     journal = Journal(tmp_path / "journal.db")
     assert journal.last_session_epoch() is None
     await journal.open_session(7)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
     await journal.close()
     journal = Journal(tmp_path / "journal.db")
     assert journal.last_session_epoch() == 7

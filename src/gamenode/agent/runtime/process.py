@@ -155,7 +155,10 @@ class ProcessRuntime:
     ) -> int:
         folder, tools = self._claims.folder(run), self._tools
         keeping = (folder, claim.cgroup, str(restart.max), restart.on)
-        with (folder / "stdout").open("ab") as stdout, (folder / "stderr").open("ab") as stderr:
+        with (
+            open(folder / "stdout", "ab", opener=_private) as stdout,
+            open(folder / "stderr", "ab", opener=_private) as stderr,
+        ):
             supervisor = subprocess.Popen(  # noqa: S603 - arguments reach the step as they are
                 (
                     *(tools.shell, _SUPERVISOR, *keeping, tools.sync, tools.mv, tools.sleep),
@@ -390,6 +393,11 @@ class ProcessRuntime:
 
     async def _blocking(self, call: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that only the agent's own user may read, whatever the host's umask."""
+    return os.open(path, flags, 0o600)
 
 
 @dataclass(slots=True)
