@@ -97,8 +97,7 @@ def read_after(
     Source: H2, H4.
     """
     check_cursor(conn, after)
-<<<<<<< HEAD
-    rows = conn.execute(_read_after(filter), {"after": after, "limit_to": limit})
+    rows = conn.execute(_read_after(wanted), {"after": after, "limit_to": limit})
     return [_event(row) for row in rows.mappings()]
 
 
@@ -108,29 +107,9 @@ def _read_after(wanted: EventFilter) -> Select[Any]:
     return (
         select(events)
         .where(events.c.id > bindparam("after"), *_conditions(wanted))
-=======
-    page = (
-        select(events)
-        .where(events.c.id > after, *_conditions(wanted))
->>>>>>> main
         .order_by(events.c.id)
         .limit(bindparam("limit_to"))
     )
-<<<<<<< HEAD
-
-
-def newest_first(
-    conn: Connection,
-    *,
-    filter: EventFilter,  # noqa: A002 - what callers know it by
-    limit: int,
-) -> list[Event]:
-    """Return the `limit` newest events that `filter` wants, newest first."""
-    wanted = select(events).where(*_conditions(filter)).order_by(events.c.id.desc()).limit(limit)
-    return [_event(row) for row in conn.execute(wanted).mappings()]
-=======
-    return [_event(row) for row in conn.execute(page).mappings()]
->>>>>>> main
 
 
 def check_cursor(conn: Connection, after: int) -> None:

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-<<<<<<< HEAD
-from sqlalchemy import Connection, Row, bindparam, delete, insert, or_, select, update
-=======
-from sqlalchemy import Connection, Row, Select, and_, delete, exists, insert, or_, select, update
-from sqlalchemy.sql.elements import ColumnElement
->>>>>>> main
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
