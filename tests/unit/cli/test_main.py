@@ -48,7 +48,7 @@ def _leaves(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[st
             yield (*path, name)
 
 
-# What runs a program is no command of this package; `gamenode.__main__` adds it where it is imported.
+# Programs are no commands of this package: `gamenode.__main__` adds them where it is imported.
 PROGRAMS = {("server",), ("agent",), ("dev",), ("sim",)}
 LEAVES = [path for path in _leaves(cli) if path not in PROGRAMS]
 ARGUMENTS = {
