@@ -359,6 +359,9 @@ def _make_server(settings: ServerSettings) -> Server:
     # Every agent and every reader is a descriptor, and the usual first limit is 1,024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # The database and the logs hold what people run, and keys: for their owner alone, also in a
+    # folder that others may enter.
+    os.umask(0o077)
     clock = SystemClock()
     return Server(settings, clock=clock, ids=UuidV7(clock), random=Random())  # noqa: S311 - spreads retries
 

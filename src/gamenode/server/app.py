@@ -139,7 +139,7 @@ class Server:
         self._metrics = MetricService(self._database, clock=clock, settings=settings.metrics)
         self._nodes.on_change(self._dispatcher.wake)
         self._feed.on_events(self._dispatcher.hear)
-        self._supervisor = Supervisor()
+        self._supervisor = Supervisor(expected=GameNodeError)
         self._ready = False
         self._health = HealthServicer()
         self._rpc = self._make_rpc(random)
