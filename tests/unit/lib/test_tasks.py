@@ -116,3 +116,21 @@ async def test_the_first_end_cancels_the_others_and_is_what_is_raised() -> None:
     with pytest.raises(_BusyError):
         await until_one_ends(waits(), fails())
     assert cancelled.is_set()
+
+
+async def test_a_supervisor_that_finishes_waits_for_its_tasks_and_takes_no_more() -> None:
+    supervisor, go, done = Supervisor(), asyncio.Event(), []
+
+    async def work() -> None:
+        await go.wait()
+        done.append(1)
+
+    _ = supervisor.start("work", work())
+    finishing = asyncio.ensure_future(supervisor.finish())
+    await asyncio.sleep(0)
+    assert not finishing.done()
+    go.set()
+    await finishing
+    assert done == [1]
+    with pytest.raises(RuntimeError, match="closed"):
+        _ = supervisor.start("late", work())
