@@ -10,12 +10,19 @@ from random import Random
 import pytest
 import pytest_asyncio
 from tests.support.groups import HeldWriter
-from tests.support.plane import ControlPlane, fill_disk, registration
+from tests.support.plane import USER, ControlPlane, fill_disk, registration
 from tests.support.time import FakeClock, LoopClock, until, virtual_time
 
 from gamenode.domain.command import Closed, CloseReason, Statement, Welcome
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.node import Heartbeat, Link, Maintenance, Node, RegistrationAnswer
+from gamenode.domain.node import (
+    Heartbeat,
+    Link,
+    Maintenance,
+    Node,
+    NodePatch,
+    RegistrationAnswer,
+)
 from gamenode.server.nodes.connections import AgentConnection
 
 TIMEOUT_S = 45.0
@@ -314,7 +321,7 @@ async def test_a_read_that_was_overtaken_does_not_bring_a_node_back_online(
         return stale
 
     monkeypatch.setattr(plane.node_service, "get", overtaken)  # what a slow read returns
-    await plane.nodes.update_resource_info("n1", stale.inventory)
+    await plane.nodes.describe("n1", NodePatch(note="a note"), by=USER)
     assert not (await plane.nodes.get("n1")).online
 
 
