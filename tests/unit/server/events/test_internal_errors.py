@@ -41,7 +41,7 @@ class Told:
 
     async def events(self) -> Sequence[Event]:
         def read(conn: Connection) -> Sequence[Event]:
-            return store.read_after(conn, 0, filter=EventFilter(), limit=100)
+            return store.read_after(conn, 0, wanted=EventFilter(), limit=100)
 
         return await self._database.read(read)
 
