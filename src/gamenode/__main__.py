@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import sys
 import tomllib
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from gamenode import __version__
-from gamenode.cli.command import Command
+from gamenode.cli.command import DURATION, Command, Invocation, pass_invocation
 from gamenode.cli.main import cli
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.lib.folder import FolderError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from gamenode.agent.settings import AgentSettings
     from gamenode.server.app import Server
     from gamenode.server.settings import ServerSettings
+    from gamenode.sim.fleet import FleetSettings, Outcome
     from gamenode.telemetry import LogLevel
 
 _PREFIX: Final = "GAMENODE_"
@@ -72,6 +75,7 @@ _CHILD_STOP_S: Final = 40.0
 _ONLINE_S: Final = 15.0
 
 Settings = TypeVar("Settings")
+Result = TypeVar("Result")
 
 
 @click.command(
@@ -165,6 +169,92 @@ def dev_command(
         for child in children:
             assert child.stdin is not None
             child.stdin.close()
+
+
+@click.command(
+    "sim",
+    cls=Command,
+    examples="""
+    gamenode sim --nodes 1000
+    gamenode sim --nodes 200 --duration 10m --faults partition=0.05/30s,kill=0.01,skew=0.01:90s
+    """,
+)
+@click.option("--nodes", type=click.IntRange(1, 20_000), required=True, help="How many nodes.")
+@click.option("--server", metavar="ADDR", default="127.0.0.1:9090", help="[127.0.0.1:9090]")
+@click.option("--duration", type=DURATION, default="5m", show_default=True, metavar="DURATION")
+@click.option(
+    "--faults",
+    metavar="SPEC",
+    default="",
+    help="KIND=RATIO/DURATION,…: partition, silence and kill strike that share of the nodes each "
+    "minute, for so long; slow (late by up to) and skew (clock off by) are for good.",
+)
+@click.option("--seed", type=int, help="The same seed draws the same faults.  [random]")
+@click.option(
+    "--interval",
+    type=DURATION,
+    default="5s",
+    show_default=True,
+    metavar="DURATION",
+    help="How often a summary is written to standard error.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(_LOG_LEVELS),
+    default="error",
+    help="[error]",
+)
+@pass_invocation
+def sim_command(
+    invocation: Invocation,
+    *,
+    nodes: int,
+    server: str,
+    duration: float,
+    faults: str,
+    seed: int | None,
+    interval: float,
+    log_level: str,
+) -> int:
+    """Simulate many nodes, and say which of the server's promises were kept.
+
+    Ends with 3 if one was not.
+    """
+    from gamenode.cli.errors import EXIT_ENDED_BADLY  # noqa: PLC0415 - see the module
+    from gamenode.sim.faults import parse_faults  # noqa: PLC0415 - see the module
+    from gamenode.sim.fleet import FleetSettings  # noqa: PLC0415 - see the module
+    from gamenode.sim.report import VIEW  # noqa: PLC0415 - see the module
+
+    settings = FleetSettings(
+        nodes=nodes,
+        server=server,
+        duration_s=duration,
+        faults=parse_faults(faults),
+        seed=secrets.randbits(32) if seed is None else seed,
+        summary_interval_s=interval,
+    )
+    invocation.output.tell(f"seed {settings.seed}")
+    from gamenode.telemetry import LogLevel  # noqa: PLC0415 - see the module
+
+    outcome = _run(_simulate(settings, invocation), level=LogLevel(log_level))
+    invocation.output.item(outcome.body(), VIEW)
+    return 0 if outcome.kept else EXIT_ENDED_BADLY
+
+
+async def _simulate(settings: FleetSettings, invocation: Invocation) -> Outcome:
+    from gamenode.sim.fleet import Fleet  # noqa: PLC0415 - see the module
+
+    with TemporaryDirectory(prefix="gamenode-sim-") as folder:
+        fleet = Fleet(
+            settings,
+            folder=Path(folder),
+            token=invocation.target.token,
+            clock=invocation.clock,
+            tell=invocation.output.tell,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, fleet.end)
+        return await fleet.run()
 
 
 async def _serve(settings: ServerSettings) -> None:
@@ -285,7 +375,7 @@ def _on_signals() -> asyncio.Event:
     return stopped
 
 
-def _run(main: Coroutine[Any, Any, None], *, level: LogLevel, fast: bool = False) -> None:
+def _run(main: Coroutine[Any, Any, Result], *, level: LogLevel, fast: bool = False) -> Result:
     from gamenode.telemetry import set_up_logging  # noqa: PLC0415 - see the module
 
     set_up_logging(level)
@@ -296,7 +386,7 @@ def _run(main: Coroutine[Any, Any, None], *, level: LogLevel, fast: bool = False
         factory = uvloop.new_event_loop
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(main)
+            return runner.run(main)
     except FolderError as error:
         raise GameNodeError(
             ErrorCode.CONFLICT, str(error), hint="choose another folder with --data"
@@ -327,7 +417,7 @@ def _settings(
         raise GameNodeError(ErrorCode.INVALID_REQUEST, f"{config}: {error}") from error
 
 
-for _command in (dev_command, server_command, agent_command):
+for _command in (dev_command, server_command, agent_command, sim_command):
     cli.add_command(_command)
 
 

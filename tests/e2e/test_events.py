@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 from tests.support.cluster import Cluster, Started, eventually, pipeline, step
+from tests.support.signed import signed
 
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
@@ -71,7 +72,7 @@ def test_every_face_tells_the_same_events_in_the_same_order(shared: Cluster) -> 
     assert json.loads(shown.stdout)["items"] == stored
     watched = []
     with grpc.insecure_channel(shared.grpc) as channel:
-        stub = pb_grpc.GameNodeServiceStub(channel)
+        stub = pb_grpc.GameNodeServiceStub(signed(channel, shared.bearer))
         for event in stub.WatchEvents(pb.WatchEventsRequest(after=0), timeout=20.0):
             if event.entity_id.startswith(pipeline_id):
                 watched.append((event.id, event.type))

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from tests.support.cluster import Cluster, Started, counted, counting, eventually, pipeline, step
+from tests.support.signed import signed
 
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
@@ -183,11 +184,10 @@ def test_a_server_with_followers_ends_in_time_and_they_go_on_with_the_next(
         )
         stream = plain.getresponse()
         waiting = pool.submit(cluster.request, "GET", f"/api/v1/pipelines/{pipeline_id}?wait=60s")
-        stub = pb_grpc.GameNodeServiceStub(channel)
-        signed = (("authorization", cluster.bearer),)
-        watching = stub.WatchEvents(pb.WatchEventsRequest(after=0), metadata=signed)
+        stub = pb_grpc.GameNodeServiceStub(signed(channel, cluster.bearer))
+        watching = stub.WatchEvents(pb.WatchEventsRequest(after=0))
         following = stub.StreamLogs(
-            pb.LogRequest(pipeline_id=pipeline_id, step_id="a", follow=True), metadata=signed
+            pb.LogRequest(pipeline_id=pipeline_id, step_id="a", follow=True)
         )
         assert next(iter(watching)).type == "node.registered"
         assert next(iter(following)).text == b"here"

@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.cluster import Cluster, eventually, pipeline, step
 from tests.support.dynamic_rpc import DynamicClient, Reflection, compiled
+from tests.support.signed import signed
 
 SERVICE = "gamenode.v1.GameNodeService"
 PROTO = Path(__file__).parents[1] / "support" / "third_party.proto"
@@ -30,7 +31,7 @@ PENDING, RUNNING, COMPLETED, FAILED = range(4)
 @pytest.fixture(scope="module")
 def channel(shared: Cluster) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(shared.grpc) as channel:
-        yield channel
+        yield signed(channel, shared.bearer)
 
 
 @pytest.fixture(scope="module")

@@ -349,7 +349,7 @@ class Cluster:
 
     def steps(self) -> list[int]:
         """Return the processes of steps and their supervisors."""
-        return [pid for folder in self._runs() for pid in _processes_in(folder)]
+        return [pid for folder in self._runs() for pid in _processes_in(folder, hidden=False)]
 
     def close(self) -> None:
         """End everything, steps first of all that could start some."""
@@ -401,12 +401,13 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
-def _processes_in(folder: Path) -> list[int]:
+def _processes_in(folder: Path, *, hidden: bool = True) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(OSError):
-                if (entry / "cwd").readlink().is_relative_to(folder):
+            with suppress(OSError, ValueError):
+                below = (entry / "cwd").readlink().relative_to(folder)
+                if hidden or not str(below).startswith("."):
                     found.append(int(entry.name))
     return found
 

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Iterable
+from concurrent.futures import Executor
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -15,8 +15,8 @@ from typing import Final
 from gamenode import __version__
 from gamenode.agent.conditions import HostConditions
 from gamenode.agent.inventory import machine, runtimes
-from gamenode.agent.inventory.collector import Collector, Part, host_parts
-from gamenode.agent.inventory_reporter import InventoryReporter
+from gamenode.agent.inventory.collector import Collector, host_parts
+from gamenode.agent.inventory_reporter import Collecting, InventoryReporter
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import GrpcLink, Link
 from gamenode.agent.runner import Runner
@@ -47,9 +47,15 @@ class Agent:
         random: Random,
         runtime: Runtime | None = None,
         link: Link | None = None,
-        parts: Iterable[Part] | None = None,
+        collector: Collecting | None = None,
+        journal: Journal | None = None,
+        pool: Executor | None = None,
     ) -> None:
-        """Open the data and put everything together; `parts` stand in for those of this host.
+        """Open the data and put everything together.
+
+        What is handed in stands in for what the settings would make. A `journal` that is handed in
+        outlives this agent; the data folder then holds nothing but spooled logs, and is not locked.
+        `pool` are threads that are shared with others.
 
         Raises:
             GameNodeError: a node id or type that is none; a data folder that another agent holds.
@@ -64,16 +70,18 @@ class Agent:
             )
         self._node_type = _node_type(settings.agent)
         data = settings.agent.data.absolute()
-        self._lock = hold_folder(data)
+        self._lock = None if journal is not None else hold_folder(data)
         self._runtime = runtime or _make_runtime(settings.agent, data, self._node_id, clock)
         self._link = link or GrpcLink(settings.agent.server, settings.link)
-        self._journal = Journal(data / "journal.db")
+        self._owns_journal = journal is None
+        self._journal = journal or Journal(data / "journal.db", pool=pool)
         self._outbox = Outbox()
         self._uploader = LogUploader(
             link=self._link,
             spool=LogSpool(data / "spool" / "logs"),
             settings=settings.logs,
             random=random,
+            pool=pool,
         )
         self._runner = Runner(
             runtime=self._runtime,
@@ -85,10 +93,9 @@ class Agent:
             settings=settings.runner,
         )
         self._inventory = InventoryReporter(
-            collector=Collector(
-                host_parts(settings.collector, engine_socket=settings.agent.engine_socket)
-                if parts is None
-                else parts,
+            collector=collector
+            or Collector(
+                host_parts(settings.collector, engine_socket=settings.agent.engine_socket),
                 clock=clock,
                 settings=settings.collector,
             ),
@@ -142,10 +149,12 @@ class Agent:
         await self._session.close()
         await self._runner.close()
         await self._uploader.close()
-        await self._journal.close()
+        if self._owns_journal:
+            await self._journal.close()
         await self._runtime.close()
         await self._link.close()
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
     async def _registration(self, last_session_epoch: int | None) -> Registration:
         collection = await self._inventory.collect()

@@ -179,9 +179,10 @@ class GrpcLink:
         return codec.decode_append_answer(response)
 
     async def close(self) -> None:
-        """Close the connection."""
-        if self._channel is not None:
-            await self._channel.close()
+        """Close the connection; another call opens it again."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
     def _stub(self) -> pb_grpc.GameNodeServiceAsyncStub:
         if self._channel is None:

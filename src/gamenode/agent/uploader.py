@@ -14,7 +14,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -116,14 +116,19 @@ class LogUploader:
         spool: LogSpool,
         settings: UploaderSettings,
         random: Random | None = None,
+        pool: Executor | None = None,
     ) -> None:
-        """Upload through `link`. `random` spreads the retries of many agents."""
+        """Upload through `link`. `random` spreads the retries of many agents.
+
+        Files are read and written in `pool`, which stays open; without one, on threads of its own.
+        """
+        self._owns_pool = pool is None
         self._shared = _Shared(
             link=link,
             spool=spool,
             settings=settings,
             random=random or Random(),  # noqa: S311 - spreads retries, guards nothing
-            pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="logs"),
+            pool=pool or ThreadPoolExecutor(settings.threads, thread_name_prefix="logs"),
             slots=asyncio.Semaphore(settings.in_flight_chunks_max),
             room=_Room(settings.spool_bytes_max),
         )
@@ -184,7 +189,8 @@ class LogUploader:
         await self._supervisor.close()
         for upload in self._uploads.values():
             upload.close()
-        self._shared.pool.shutdown()
+        if self._owns_pool:
+            self._shared.pool.shutdown()
 
 
 class _Room:
@@ -215,7 +221,7 @@ class _Shared:
     spool: LogSpool
     settings: UploaderSettings
     random: Random
-    pool: ThreadPoolExecutor
+    pool: Executor
     slots: asyncio.Semaphore
     room: _Room
 

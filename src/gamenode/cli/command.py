@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gamenode.cli.client import ApiClient
     from gamenode.cli.output import Output
     from gamenode.cli.patience import Patience
+    from gamenode.cli.target import Target
 
 FORMATS: Final = ("table", "wide", "json", "yaml", "ndjson", "csv", "name")
 
@@ -73,19 +74,25 @@ class Invocation:
         return Output(sys.stdout, sys.stderr, look=look, clock=self.clock)
 
     @cached_property
-    def client(self) -> ApiClient:
-        """The server's HTTP interface, at the place that was named."""
-        from gamenode.cli.client import ApiClient  # noqa: PLC0415 - help needs none
+    def target(self) -> Target:
+        """The server that was named, and the token to show it."""
         from gamenode.cli.target import ContextFile, choose_target  # noqa: PLC0415 - as above
 
         options = self.options
-        target = choose_target(
+        return choose_target(
             url=options.url,
             context=options.context,
             token_file=options.token_file,
             environ=self.environ,
             contexts=ContextFile(),
         )
+
+    @cached_property
+    def client(self) -> ApiClient:
+        """The server's HTTP interface, at the place that was named."""
+        from gamenode.cli.client import ApiClient  # noqa: PLC0415 - help needs none
+
+        options, target = self.options, self.target
         if target.exposes_token:
             self.output.tell(
                 f"warning: the token goes to {target.url} unencrypted; use https", code="33"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -19,9 +19,9 @@ class QueueFullError(Exception):
 class GroupWorker(Generic[Item, Result]):
     """Collects what callers submit while a group runs; that is the next group.
 
-    `run` gets the items of one group on a thread of its own and returns one result or exception
-    for each, in order. A caller that is cancelled leaves its item in the group: what was submitted
-    is carried out (rule RC3).
+    `run` gets the items of one group on a thread and returns one result or exception for each, in
+    order; it is never called twice at once. A caller that is cancelled leaves its item in the
+    group: what was submitted is carried out (rule RC3).
     """
 
     def __init__(
@@ -32,9 +32,11 @@ class GroupWorker(Generic[Item, Result]):
         group_max: int,
         queue_max: int,
         finished: Callable[[], None] = lambda: None,
+        pool: Executor | None = None,
     ) -> None:
         """Run groups of at most `group_max` items; let at most `queue_max` wait.
 
+        Groups run in `pool`, which stays open; without one, on a thread of their own.
         `finished` is called on the event loop after each group, before its callers are answered.
         """
         self._run = run
@@ -42,7 +44,8 @@ class GroupWorker(Generic[Item, Result]):
         self._queue_max = queue_max
         self._finished = finished
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._owns_pool = pool is None
+        self._pool = pool or ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._flushing: asyncio.Future[None] | None = None
 
     async def submit(self, item: Item) -> Result:
@@ -62,15 +65,16 @@ class GroupWorker(Generic[Item, Result]):
         return await future
 
     async def close(self) -> None:
-        """Carry out what waits, then end the thread."""
+        """Carry out what waits, then end the thread, if it is this object's own."""
         while self._flushing is not None:
             await asyncio.wait([self._flushing])
-        self._thread.shutdown(wait=False)
+        if self._owns_pool:
+            self._pool.shutdown(wait=False)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         group = [self._waiting.popleft() for _ in range(min(self._group_max, len(self._waiting)))]
         self._flushing = loop.create_future()
-        work = loop.run_in_executor(self._thread, self._run, [item for item, _ in group])
+        work = loop.run_in_executor(self._pool, self._run, [item for item, _ in group])
         work.add_done_callback(lambda done: self._finish(loop, group, done))
 
     def _finish(

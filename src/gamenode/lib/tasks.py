@@ -37,7 +37,10 @@ class Supervisor:
         """Run `work` once; a failure is logged."""
         if self._closed:
             work.close()
-        return self._add(name, self._logged(name, work))
+        task = self._add(name, self._logged(name, work))
+        # One that is cancelled before its first step never gets to await it.
+        task.add_done_callback(lambda _: work.close())
+        return task
 
     async def close(self) -> None:
         """Cancel every task and wait until all have ended. Safe to repeat."""
@@ -48,6 +51,12 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._tasks.difference_update(tasks)
+
+    async def finish(self) -> None:
+        """Wait until every task has ended by itself; none may be started from now on."""
+        self._closed = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _add(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._closed:

@@ -23,7 +23,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from gamenode.domain.command import Closed, CloseReason
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.event import Event, EventType
 from gamenode.lib.clock import Clock, after
 from gamenode.lib.folder import hold_folder
 from gamenode.lib.ids import Ids
@@ -59,15 +58,6 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 
 _log = logging.getLogger(__name__)
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
-_WAKES_DISPATCH: Final = frozenset(
-    {
-        EventType.PIPELINE_CREATED,
-        EventType.PIPELINE_CANCEL_REQUESTED,
-        EventType.PIPELINE_CANCELLED,
-        EventType.PIPELINE_COMPLETED,
-        EventType.PIPELINE_FAILED,
-    }
-)
 _PURGE_INTERVAL_S: Final = 3600.0
 _AUDIT_KEY_BYTES: Final = 32
 
@@ -148,7 +138,7 @@ class Server:
         )
         self._metrics = MetricService(self._database, clock=clock, settings=settings.metrics)
         self._nodes.on_change(self._dispatcher.wake)
-        self._feed.on_events(self._happened)
+        self._feed.on_events(self._dispatcher.hear)
         self._supervisor = Supervisor(expected=GameNodeError)
         self._ready = False
         self._health = HealthServicer()
@@ -313,10 +303,6 @@ class Server:
         )
         return server
 
-    def _happened(self, happened: Sequence[Event]) -> None:
-        if any(event.type in _WAKES_DISPATCH for event in happened):
-            self._dispatcher.wake()
-
     def _follow_log(self, pipeline_id: str, step: str, *, live: bool) -> None:
         self._dispatcher.follow_log(pipeline_id, step, live=live)
 
@@ -355,9 +341,10 @@ def _connection_type(settings: ConnectionSettings) -> type[asyncio.Protocol]:
 def _api_settings(settings: ServerSettings) -> ApiSettings:
     host, _ = split_address(settings.server.http)
     hosts = settings.api.hosts
-    if settings.access.auth is AuthMode.TOKENS:
-        # A page that made its own name point here can send no token, so names prove nothing more.
-        hosts |= {ANY_HOST}
+    if not hosts and not is_loopback(host):
+        # Nobody told by what names others reach it. A page that made its own name point here has
+        # no token to send, and here everybody needs one.
+        hosts = frozenset({ANY_HOST})
     return replace(settings.api, bound_host=host, hosts=hosts)
 
 

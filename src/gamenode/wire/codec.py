@@ -795,6 +795,20 @@ def encode_event(event: Event) -> pb.Event:
     )
 
 
+def decode_event(message: pb.Event) -> Event:
+    """Return the event of a message."""
+    return Event(
+        id=message.id,
+        type=message.type,
+        at=Instant(message.timestamp.seconds * NANOSECONDS_PER_S + message.timestamp.nanos),
+        node_id=message.node_id,
+        entity_id=message.entity_id,
+        status=message.status,
+        message=message.message,
+        data=dict(message.data),
+    )
+
+
 def encode_status(status: Status) -> pb.StepStatus.ValueType:
     """Return a status as the wire numbers it."""
     return _STATUS_OUT[status]

@@ -8,6 +8,7 @@ from random import Random
 from tests.support.time import LoopClock, until, virtual_time
 
 from gamenode.agent.app import Agent
+from gamenode.agent.inventory.collector import Collector, CollectorSettings
 from gamenode.agent.link import AgentStream, LinkError
 from gamenode.agent.runtime.fake import FakeHost, FakeRuntime
 from gamenode.agent.settings import AgentSettings, HostSettings
@@ -132,7 +133,7 @@ def _agent(folder: Path, server: _Server, *, node_type: str = "virtual") -> Agen
         random=Random(1),
         runtime=FakeRuntime(FakeHost(clock=clock)),
         link=server,
-        parts=(),
+        collector=Collector((), clock=clock, settings=CollectorSettings()),
     )
 
 

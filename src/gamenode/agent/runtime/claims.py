@@ -3,6 +3,7 @@
     ROOT/<pipeline>.<step>.<attempt>.<run>/
         claim        what was started, when and in which boot; its supervisor holds a lock on it
         supervisor   the supervisor's /proc/PID/stat, written by itself before the step starts
+        start        what its supervisor executes, as a shell script
         stdout       what the step printed; stderr beside it
         work         where the step runs unless it says otherwise
         exit         its exit code; appears when it has ended
@@ -61,6 +62,21 @@ class Claim:
     """The run's own control group; empty where it has none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The folder of a run to come; nobody takes it for a run before it has that one's name."""
+
+    folder: Path
+    cgroup: str
+    """The control group to come; empty where there are none."""
+    lock: int
+    """A descriptor of its claim, which holds the lock on it."""
+
+    def exists(self) -> bool:
+        """Return whether nobody has removed it."""
+        return (self.folder / "claim").exists()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
     """A run as its folder shows it."""
@@ -85,48 +101,72 @@ class Claims:
         root.mkdir(parents=True, exist_ok=True, mode=0o711)
         for folder in root.iterdir():
             if folder.name.startswith(_HIDDEN):
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
     def folder(self, run: RunKey) -> Path:
         """Return where `run` is kept."""
         return self._root / folder_name(run)
 
-    def make(self, run: RunKey, claim: Claim, *, owner_id: int | None) -> int:
-        """Claim `run`, once and for all, and return the descriptor that holds the lock on it.
-
-        Durable on return. `owner_id` is the user who owns what the step may write, if not ours.
+    def draft(self, groups: Path | None) -> Draft:
+        """Make the folder of a run to come, with a control group below `groups`, if any.
 
         Raises:
-            FileExistsError: it was claimed before.
+            OSError: there is no room, or none that we may use.
         """
         folder = Path(tempfile.mkdtemp(prefix=f"{_HIDDEN}new-", dir=self._root))
+        cgroup = str(groups / f"gamenode{folder.name}") if groups else ""
         lock = -1
         try:
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
             lock = os.open(folder / "claim", flags, 0o600)
             # Locked before it can be seen: a claim without a lock is always one that was lost.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(lock, json.dumps(asdict(claim)).encode())
+            os.write(lock, json.dumps({"cgroup": cgroup}).encode())
             folder.chmod(0o711)
             (folder / "work").mkdir(0o700)
             for name in ("stdout", "stderr"):
                 (folder / name).touch(0o600)
-            if owner_id is not None:
-                for name in ("work", "stdout", "stderr"):
-                    os.chown(folder / name, owner_id, -1)
-            os.fsync(lock)
-            _sync_folder(folder)
-            # Exclusive: a folder is renamed only onto one that is empty, and a claim's never is.
-            folder.rename(self.folder(run))
-            _sync_folder(self._root)
-        except OSError as error:
+        except OSError:
             if lock >= 0:
                 os.close(lock)
             shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return Draft(folder, cgroup, lock)
+
+    def drop(self, draft: Draft) -> None:
+        """Remove a draft in which nothing lives."""
+        _remove(draft.folder)
+
+    def make(
+        self, run: RunKey, draft: Draft, claim: Claim, start: bytes, *, owner_id: int | None
+    ) -> None:
+        """Claim `run`, once and for all; `start` says to its supervisor what to execute.
+
+        Durable on return. `owner_id` is the user who owns what the step may write, if not ours.
+
+        Raises:
+            FileExistsError: it was claimed before.
+        """
+        folder = draft.folder
+        descriptor = os.open(folder / "start", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(start)
+        if owner_id is not None:
+            for name in ("work", "stdout", "stderr"):
+                os.chown(folder / name, owner_id, -1)
+        text = json.dumps(asdict(claim)).encode()
+        os.pwrite(draft.lock, text, 0)
+        os.ftruncate(draft.lock, len(text))
+        os.fsync(draft.lock)
+        _sync_folder(folder)
+        try:
+            # Exclusive: a folder is renamed only onto one that is empty, and a claim's never is.
+            folder.rename(self.folder(run))
+        except OSError as error:
             if self.folder(run).exists():
                 raise FileExistsError(str(self.folder(run))) from error
             raise
-        return lock
+        _sync_folder(self._root)
 
     def read(self, run: RunKey) -> Claim | None:
         """Return the claim of `run`, None if there is none."""
@@ -224,6 +264,15 @@ class Claims:
             return ProcessStat.parse((self.folder(run) / "supervisor").read_text())
         except (FileNotFoundError, ValueError):
             return None  # not written yet
+
+
+def _remove(hidden: Path) -> None:
+    """Remove a folder that is no run, and its control group."""
+    # What began and was given up may have no claim; what was killed just now may live for a moment.
+    with suppress(OSError, ValueError):
+        if cgroup := json.loads((hidden / "claim").read_bytes())["cgroup"]:
+            Cgroup(Path(cgroup)).remove()
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -33,13 +32,13 @@ from gamenode.agent.runtime import (
 from gamenode.agent.runtime import process_spec as spec
 from gamenode.agent.runtime.claims import Claim, Claims, folder_name
 from gamenode.agent.runtime.members import Cgroup, signal_all
+from gamenode.agent.runtime.supervisors import Supervisors
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import LogPosition, LogStream
 from gamenode.domain.pipeline import ContainerSpec, Reason
 from gamenode.lib.clock import Clock, Instant
 from gamenode.lib.tasks import Supervisor
 
-_SUPERVISOR: Final = Path(__file__).with_name("supervisor.sh")
 _STOP_POLL_S_MAX: Final = 0.2
 _T = TypeVar("_T")
 
@@ -50,6 +49,8 @@ class ProcessSettings:
 
     root: Path
     """The folder below which runs are kept; one agent's own."""
+    ready_max: int = 2
+    """How many supervisors wait for a run, once there was one."""
     threads_max: int = 8
     """How many blocking calls (spawns, reads) at once."""
     adoption_s: float = 5.0
@@ -94,6 +95,8 @@ class ProcessRuntime:
         self._settings = settings
         self._clock = clock
         self._claims = Claims(settings.root, adoption_s=settings.adoption_s)
+        self._supervisors = Supervisors(self._tools, self._claims, ready_max=settings.ready_max)
+        self._filling: asyncio.Future[None] | None = None
         self._groups = Cgroup.parent()
         self._threads = ThreadPoolExecutor(settings.threads_max, "process-runtime")
         self._tasks = Supervisor()
@@ -112,6 +115,7 @@ class ProcessRuntime:
         started = await self._blocking(lambda: self._start(run, container, service, now))
         if started is None:
             return (await self._watched(run)).claim.started_at
+        self._fill()
         if run not in self._watches:
             claim, pid = started
             # Still this process, whatever became of it: nobody else takes the end of a child.
@@ -125,56 +129,33 @@ class ProcessRuntime:
         if self._claims.read(run) is not None:
             return None
         command = spec.command(container, self._tools, work=self._claims.folder(run) / "work")
+        script = command.script()
         restart = spec.restart(container, service=service)
+        try:
+            waiting = self._supervisors.take(self._groups, restart)
+        except OSError as error:
+            raise StartError(Reason.START_FAILED, f"no process can be started: {error}") from error
         claim = Claim(
             boot_id=self._claims.boot_id,
             started_at=now,
             stop_signal=spec.stop_signal(container) or signal.SIGTERM,
             restarts=restart.max != 0,
-            cgroup=str(self._groups / f"gamenode-{folder_name(run)}") if self._groups else "",
+            cgroup=waiting.draft.cgroup,
         )
         try:
-            lock = self._claims.make(run, claim, owner_id=command.user_id)
+            self._claims.make(run, waiting.draft, claim, script, owner_id=command.user_id)
         except FileExistsError:
+            self._supervisors.drop(waiting)
             return None
         except OSError as error:
+            self._supervisors.drop(waiting)
             raise StartError(Reason.START_FAILED, f"the run cannot be kept: {error}") from error
         try:
-            if claim.cgroup:
-                Cgroup(Path(claim.cgroup)).make()
-            pid = self._spawn(run, claim, command, restart, lock)
-        except (OSError, ValueError) as error:  # a ValueError: a null character in an argument
+            self._supervisors.go(waiting)
+        except BrokenPipeError as error:
             self._claims.remove(run)
-            raise StartError(Reason.START_FAILED, f"no process can be started: {error}") from error
-        finally:
-            os.close(lock)
-        return claim, pid
-
-    def _spawn(
-        self, run: RunKey, claim: Claim, command: spec.Command, restart: spec.Restart, lock: int
-    ) -> int:
-        folder, tools = self._claims.folder(run), self._tools
-        keeping = (folder, claim.cgroup, str(restart.max), restart.on)
-        with (
-            open(folder / "stdout", "ab", opener=_private) as stdout,
-            open(folder / "stderr", "ab", opener=_private) as stderr,
-        ):
-            supervisor = subprocess.Popen(  # noqa: S603 - arguments reach the step as they are
-                (
-                    *(tools.shell, _SUPERVISOR, *keeping, tools.sync, tools.mv, tools.sleep),
-                    *command.argv,
-                ),
-                stdin=lock,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=command.working_dir,
-                env=command.environment,
-                start_new_session=True,
-            )
-        # Its end is seen and taken through a pidfd, like that of one which an earlier agent
-        # started; the object would count it as abandoned.
-        supervisor.returncode = 0
-        return supervisor.pid
+            raise StartError(Reason.START_FAILED, "its supervisor was killed") from error
+        return claim, waiting.pid
 
     async def find(self, run: RunKey) -> Found | None:
         """Return what the folder of `run` and the processes of the host say."""
@@ -325,6 +306,13 @@ class ProcessRuntime:
                 found[run] = state
         return found
 
+    def _fill(self) -> None:
+        """Have supervisors ready for the runs that come next."""
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.get_running_loop().run_in_executor(
+                self._threads, self._supervisors.fill, self._groups
+            )
+
     async def problem(self) -> str:
         """Return nothing: there is no engine that could be down."""
         return ""
@@ -334,6 +322,9 @@ class ProcessRuntime:
         for watch in self._watches.values():
             self._release(watch)
         await self._tasks.close()
+        await self._blocking(self._supervisors.close)
+        if self._filling is not None:
+            await self._filling
         self._threads.shutdown(wait=False)
 
     async def _watched(self, run: RunKey) -> _Watch:
@@ -393,11 +384,6 @@ class ProcessRuntime:
 
     async def _blocking(self, call: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-
-
-def _private(path: str, flags: int) -> int:
-    """Open a file that only the agent's own user may read, whatever the host's umask."""
-    return os.open(path, flags, 0o600)
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from shlex import join, quote
 from typing import Final
 
 from gamenode.agent.runtime import StartError
@@ -52,6 +53,8 @@ _ULIMITS: Final = frozenset(
         *("nproc", "rss", "rtprio", "rttime", "sigpending", "stack"),
     }
 )
+_TEXT_BYTES_MAX: Final = 128 * 1024
+"""The longest argument or variable that Linux passes on."""
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESTART: Final = re.compile(r"(no|always|unless-stopped|on-failure)(?::([0-9]{1,6}))?")
 
@@ -100,6 +103,26 @@ class Command:
     working_dir: Path
     user_id: int | None
     """The owner of what the step may write; None: the agent's user."""
+
+    def script(self) -> bytes:
+        """Return what a shell in an empty environment executes, word for word.
+
+        Raises:
+            StartError: START_FAILED; no program can be given this, and why.
+        """
+        texts = (*self.argv, *(f"{name}={value}" for name, value in self.environment.items()))
+        if any("\0" in text for text in texts):
+            raise _failed("an argument or environment variable has a null character")
+        sizes = [len(os.fsencode(text)) + 1 for text in texts]
+        if max(sizes) > _TEXT_BYTES_MAX or sum(sizes) > os.sysconf("SC_ARG_MAX"):
+            raise _failed("the command, or its environment, is too long for this host")
+        exports = (f"export {name}={quote(value)}" for name, value in self.environment.items())
+        lines = (
+            f"cd {quote(str(self.working_dir))} && unset OLDPWD || exit 126",
+            *exports,
+            f"exec {join(self.argv)} </dev/null",
+        )
+        return os.fsencode("\n".join(lines) + "\n")
 
 
 def unsupported(container: ContainerSpec, tools: Tools) -> tuple[str, ...]:

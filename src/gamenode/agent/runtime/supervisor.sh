@@ -1,11 +1,12 @@
-# Runs one step, keeps its exit code, and holds the lock that says so: descriptor 0 is the locked
-# claim. process.py starts it, in a session of its own, with stdout and stderr going to the log.
+# Runs one step, keeps its exit code, and holds the lock that says so: descriptor 1 is the locked
+# claim. supervisors.py starts it, in the run's folder and in a session of its own, before there is
+# a run; a word on descriptor 0 starts the step that `start` describes by then.
 #
-#   supervisor.sh FOLDER CGROUP RESTARTS ON SYNC MV SLEEP COMMAND...
+#   supervisor.sh CGROUP RESTARTS ON SYNC MV SLEEP
 #
-# FOLDER is the run's; CGROUP its control group or empty; RESTARTS how often COMMAND is started
-# again (-1: without end) ON `always` or `failure`; then the host's tools by path, since PATH and
-# the rest of the environment are the step's. For the same reason no variable is touched but ours.
+# CGROUP is the run's control group or empty; RESTARTS how often the step is started again (-1:
+# without end) ON `always` or `failure`; then the host's tools by path, since PATH and the rest of
+# the environment are the step's. For the same reason no variable is touched but ours.
 
 # To end a restarting service, its agent tells us first, and then ends what runs. A trap, unlike an
 # ignored signal, is not inherited by the step.
@@ -13,26 +14,31 @@ trap 'gamenode_restarts=0' TERM
 trap : HUP INT
 
 # Who we are, for an agent that finds us after its own restart; without it nothing may start.
-read -r gamenode_stat <"/proc/$$/stat" && printf '%s\n' "$gamenode_stat" >"$1/supervisor" || exit 1
+read -r gamenode_stat <"/proc/$$/stat" && printf '%s\n' "$gamenode_stat" >supervisor || exit 1
 
-gamenode_restarts=$3
+gamenode_restarts=$2
+gamenode_first=1
 while :; do
     (
-        [ -z "$2" ] || echo 0 >"$2/cgroup.procs" || exit 126
-        shift 7
-        exec "$@"
-    ) </dev/null
+        # Before the word, since it can take ten milliseconds: the kernel waits for its readers.
+        [ -z "$1" ] || echo 0 >"$1/cgroup.procs" || exit 126
+        # Our agent ended, or thought better of it: nothing was started, and nothing is kept.
+        [ -z "$gamenode_first" ] || read -r gamenode_word || { : >void && exit 1; }
+        . ./start
+    ) >>stdout 2>>stderr
     gamenode_code=$?
+    [ ! -e void ] || exit 1
+    gamenode_first=
     [ "$gamenode_restarts" -eq 0 ] && break
-    [ "$4" = failure ] && [ "$gamenode_code" -eq 0 ] && break
-    [ -z "$2" ] || echo 1 >"$2/cgroup.kill" # what the old one left must not meet the new one
-    "$7" 1
+    [ "$3" = failure ] && [ "$gamenode_code" -eq 0 ] && break
+    [ -z "$1" ] || echo 1 >"$1/cgroup.kill" # what the old one left must not meet the new one
+    "$6" 1
     [ "$gamenode_restarts" -eq 0 ] && break
     gamenode_restarts=$((gamenode_restarts - 1))
 done
 
 # On a full disk the exit code waits for room, as long as anybody can want it.
-until echo "$gamenode_code" >"$1/exit.new" && "$5" "$1/exit.new" && "$6" "$1/exit.new" "$1/exit"; do
-    [ -d "$1" ] || exit 1
-    "$7" 1
+until echo "$gamenode_code" >exit.new && "$4" exit.new && "$5" exit.new exit; do
+    [ -e claim ] || exit 1
+    "$6" 1
 done

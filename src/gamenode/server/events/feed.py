@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -19,6 +20,7 @@ from gamenode.server.events import audit, store
 from gamenode.server.events.audit import AuditHead
 
 _log = logging.getLogger(__name__)
+_ALL: Final = EventFilter()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ class EventFeed:
         self._seen = 0  # everything up to here was announced
         self._announced: set[int] = set()  # and these beyond it
         self._followers: dict[Wake, EventFilter] = {}
-        self._watches: dict[str, set[Wake]] = {}
+        self._watches: dict[str, dict[Wake, EventFilter]] = {}
         self._watch_count = 0
         self._listeners: list[Callable[[Sequence[Event]], None]] = []
         self._supervisor = Supervisor(expected=GameNodeError)
@@ -146,8 +148,8 @@ class EventFeed:
         return self._follow(self._head if after is None else after, wanted)
 
     @contextmanager
-    def watch(self, entity_id: str) -> Iterator[Watch]:
-        """Watch for events about `entity_id` or its parts ("<entity>/<part>").
+    def watch(self, entity_id: str, wanted: EventFilter = _ALL) -> Iterator[Watch]:
+        """Watch for events that are `wanted` about `entity_id` or its parts ("<entity>/<part>").
 
         Take it before reading the entity: no change can then fall between reading and waiting.
 
@@ -158,13 +160,13 @@ class EventFeed:
             raise self._too_many("watches")
         wake = Wake()
         self._watch_count += 1
-        self._watches.setdefault(entity_id, set()).add(wake)
+        self._watches.setdefault(entity_id, {})[wake] = wanted
         try:
             yield Watch(wake)
         finally:
             self._watch_count -= 1
             wakes = self._watches[entity_id]
-            wakes.remove(wake)
+            del wakes[wake]
             if not wakes:
                 del self._watches[entity_id]
 
@@ -218,8 +220,9 @@ class EventFeed:
                 wake.ring()
         for event in happened:
             for entity_id in {event.entity_id, event.entity_id.partition("/")[0]}:
-                for wake in self._watches.get(entity_id, ()):
-                    wake.ring()
+                for wake, wanted in self._watches.get(entity_id, {}).items():
+                    if wanted.matches(event):
+                        wake.ring()
         for listener in self._listeners:
             try:
                 listener(happened)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
+    Select,
+    bindparam,
     delete,
     false,
     func,
@@ -22,6 +26,11 @@ from gamenode.domain.event import Event, EventFilter, NewEvent
 from gamenode.lib.clock import Instant
 from gamenode.server.db.database import collect
 from gamenode.server.db.schema import database_meta, events
+
+# Built once: building a statement takes several times as long as running it.
+_INSERT: Final = insert(events).returning(events.c.id, sort_by_parameter_order=True)
+_NEWEST: Final = select(func.max(events.c.id))
+_PURGED_TO: Final = select(database_meta.c.events_purged_to)
 
 
 def append(conn: Connection, event: NewEvent) -> None:
@@ -45,8 +54,7 @@ def insert_all(conn: Connection, happened: Sequence[NewEvent]) -> list[Event]:
         }
         for event in happened
     ]
-    numbered = insert(events).returning(events.c.id, sort_by_parameter_order=True)
-    ids = conn.execute(numbered, rows).scalars().all()
+    ids = conn.execute(_INSERT, rows).scalars().all()
     return [
         Event(
             id=number,
@@ -64,13 +72,13 @@ def insert_all(conn: Connection, happened: Sequence[NewEvent]) -> list[Event]:
 
 def head(conn: Connection) -> int:
     """Return the id of the newest event: the cursor of a reader that wants only later ones."""
-    newest: int | None = conn.scalar(select(func.max(events.c.id)))
+    newest: int | None = conn.scalar(_NEWEST)
     return oldest(conn) if newest is None else newest
 
 
 def oldest(conn: Connection) -> int:
     """Return the oldest cursor that still works: the id of the last event purged, or 0."""
-    purged_to: int = conn.execute(select(database_meta.c.events_purged_to)).scalar_one()
+    purged_to: int = conn.execute(_PURGED_TO).scalar_one()
     return purged_to
 
 
@@ -89,13 +97,19 @@ def read_after(
     Source: H2, H4.
     """
     check_cursor(conn, after)
-    page = (
+    rows = conn.execute(_read_after(wanted), {"after": after, "limit_to": limit})
+    return [_event(row) for row in rows.mappings()]
+
+
+@lru_cache(maxsize=256)
+def _read_after(wanted: EventFilter) -> Select[Any]:
+    """Return the statement of one filter: who follows runs the same one over and over."""
+    return (
         select(events)
-        .where(events.c.id > after, *_conditions(wanted))
+        .where(events.c.id > bindparam("after"), *_conditions(wanted))
         .order_by(events.c.id)
-        .limit(limit)
+        .limit(bindparam("limit_to"))
     )
-    return [_event(row) for row in conn.execute(page).mappings()]
 
 
 def check_cursor(conn: Connection, after: int) -> None:

@@ -189,6 +189,8 @@ class LogService:
 
     async def ended(self, key: LogKey) -> None:
         """Tell who follows that the step has ended, after the transaction that says so."""
+        if key not in self._lanes and key not in self._watches:
+            return
         await self.refresh(key)
         self._ring(key)
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select, update
+from typing import Final
+
+from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
 
 from gamenode.domain.log import LogKey, LogPosition, StoredLog
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
 
-_log = schema.logs.c
+_log: Final = schema.logs.c
+
+# Built once: building a statement takes several times as long as running it.
+_IS: Final = and_(
+    _log.pipeline_id == bindparam("of_pipeline"),
+    _log.step == bindparam("of_step"),
+    _log.attempt == bindparam("of_attempt"),
+    _log.run == bindparam("of_run"),
+)
+_GET: Final = select(schema.logs).where(_IS)
+_ADVANCE: Final = update(schema.logs).where(
+    _IS,
+    _log.length_bytes == bindparam("from_bytes"),
+    or_(
+        _log.final_length_bytes.is_(None),
+        _log.final_length_bytes >= bindparam("to_bytes"),
+    ),
+)
+_SET_FINAL: Final = update(schema.logs).where(_IS, _log.final_length_bytes.is_(None))
+_INSERT: Final = insert(schema.logs)
 
 
 def get(conn: Connection, key: LogKey) -> StoredLog | None:
     """Return a log, or None if nothing is known of it."""
-    row = conn.execute(select(schema.logs).where(_is(key))).one_or_none()
+    row = conn.execute(_GET, _of(key)).one_or_none()
     if row is None:
         return None
     return StoredLog(
@@ -44,30 +65,21 @@ def advance(
         "stderr_bytes": log.position.stderr_bytes,
         "stderr_lines": log.position.stderr_lines,
     }
-    updated = conn.execute(
-        update(schema.logs)
-        .where(
-            _is(key),
-            _log.length_bytes == from_bytes,
-            or_(
-                _log.final_length_bytes.is_(None),
-                _log.final_length_bytes >= log.length_bytes,
-            ),
-        )
-        .values(length_bytes=log.length_bytes, **position)
-    )
+    guard = {**_of(key), "from_bytes": from_bytes, "to_bytes": log.length_bytes}
+    updated = conn.execute(_ADVANCE, {**guard, "length_bytes": log.length_bytes, **position})
     if updated.rowcount:
         return True
     if from_bytes or get(conn, key) is not None:
         return False
     conn.execute(
-        insert(schema.logs).values(
+        _INSERT,
+        {
             **_values(key),
-            node_id=log.node_id,
-            length_bytes=log.length_bytes,
-            created_at=now,
+            "node_id": log.node_id,
+            "length_bytes": log.length_bytes,
+            "created_at": now,
             **position,
-        )
+        },
     )
     return True
 
@@ -78,34 +90,31 @@ def set_final(
     """Set the final length and hash, once: a repeat changes nothing."""
     if get(conn, key) is None:
         conn.execute(
-            insert(schema.logs).values(
+            _INSERT,
+            {
                 **_values(key),
-                node_id=node_id,
-                length_bytes=0,
-                stdout_bytes=0,
-                stdout_lines=0,
-                stderr_bytes=0,
-                stderr_lines=0,
-                final_length_bytes=length_bytes,
-                final_hash=sha256,
-                created_at=now,
-            )
+                "node_id": node_id,
+                "length_bytes": 0,
+                "stdout_bytes": 0,
+                "stdout_lines": 0,
+                "stderr_bytes": 0,
+                "stderr_lines": 0,
+                "final_length_bytes": length_bytes,
+                "final_hash": sha256,
+                "created_at": now,
+            },
         )
         return
-    conn.execute(
-        update(schema.logs)
-        .where(_is(key), _log.final_length_bytes.is_(None))
-        .values(final_length_bytes=length_bytes, final_hash=sha256)
-    )
+    conn.execute(_SET_FINAL, {**_of(key), "final_length_bytes": length_bytes, "final_hash": sha256})
 
 
-def _is(key: LogKey) -> ColumnElement[bool]:
-    return and_(
-        _log.pipeline_id == key.pipeline_id,
-        _log.step == key.step,
-        _log.attempt == key.attempt,
-        _log.run == key.run,
-    )
+def _of(key: LogKey) -> dict[str, object]:
+    return {
+        "of_pipeline": key.pipeline_id,
+        "of_step": key.step,
+        "of_attempt": key.attempt,
+        "of_run": key.run,
+    }
 
 
 def _values(key: LogKey) -> dict[str, str | int]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sqlalchemy import Connection
-from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.access import SYSTEM, Actor, ActorKind, Role
 from gamenode.domain.audit import AuditEntry, AuditOutcome
@@ -50,9 +49,9 @@ _LABELS_MAX: Final = 64
 _TOLD_LENGTH_MAX: Final = 200
 
 
-def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
-    """Return the SQL condition that `epoch` is the node's newest session (P3)."""
-    return store.session_is_newest(node_id, epoch)
+def session_is_newest(conn: Connection, node_id: str, epoch: int) -> bool:
+    """Return whether `epoch` is the node's newest session (P3)."""
+    return store.session_is_newest(conn, node_id, epoch)
 
 
 def use_stream(conn: Connection, session: Session, stream_number: int) -> bool:
@@ -70,9 +69,9 @@ def continuity_epoch(conn: Connection, node_id: str) -> int:
     return store.continuity_epoch(conn, node_id)
 
 
-def lock_node(conn: Connection, node_id: str) -> Node | None:
-    """Return a node whose row stays as it is until the commit, for a placing transaction (RC5)."""
-    return store.get(conn, node_id) if store.lock(conn, node_id) is not None else None
+def lock_place(conn: Connection, node_id: str) -> store.Place | None:
+    """Return a node's row, which stays as it is until the commit that places work there (RC5)."""
+    return store.lock_place(conn, node_id)
 
 
 def values_of(node: Node) -> dict[str, tuple[str, ...]]:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, and_, delete, exists, insert, or_, select, update
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import (
@@ -40,6 +51,39 @@ def get(conn: Connection, node_id: str) -> Node | None:
         return None
     found = conn.execute(select(schema.node_conditions).where(_conditions.node_id == node_id)).all()
     return _node(row, newest_change(conn, node_id, row.state_version), found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What decides whether a node takes work, as its row says."""
+
+    maintenance: Maintenance
+    state_version: int
+    session_epoch: int
+    simple: bool
+
+
+# Built once: every pipeline runs these.
+_PLACE: Final = (
+    select(_nodes.maintenance, _nodes.state_version, _nodes.session_epoch, _nodes.boot_id)
+    .where(_nodes.id == bindparam("of_node"))
+    .with_for_update()
+)
+_BOOT_ID: Final = select(_nodes.boot_id).where(_nodes.id == bindparam("of_node"))
+_NEWEST_SESSION: Final = select(_nodes.session_epoch).where(_nodes.id == bindparam("of_node"))
+
+
+def lock_place(conn: Connection, node_id: str) -> Place | None:
+    """Return what decides over a placement and keep others from changing it until the commit."""
+    row = conn.execute(_PLACE, {"of_node": node_id}).first()
+    if row is None:
+        return None
+    return Place(
+        maintenance=Maintenance(row.maintenance),
+        state_version=row.state_version,
+        session_epoch=row.session_epoch,
+        simple=not row.boot_id,
+    )
 
 
 def lock(conn: Connection, node_id: str) -> Row[Any] | None:
@@ -167,14 +211,15 @@ def set_change(conn: Connection, node_id: str, version: int, values: Mapping[str
     )
 
 
-def session_is_newest(node_id: str, epoch: int) -> ColumnElement[bool]:
-    """Return the condition that guards every write that an agent causes (P3)."""
-    return exists().where(_nodes.id == node_id, _nodes.session_epoch == epoch)
+def session_is_newest(conn: Connection, node_id: str, epoch: int) -> bool:
+    """Return what guards every write that an agent causes (P3)."""
+    newest: int | None = conn.scalar(_NEWEST_SESSION, {"of_node": node_id})
+    return newest == epoch
 
 
 def is_simple(conn: Connection, node_id: str) -> bool:
     """Return whether a node registered without a boot id (rule RL4)."""
-    return not conn.scalar(select(_nodes.boot_id).where(_nodes.id == node_id))
+    return not conn.scalar(_BOOT_ID, {"of_node": node_id})
 
 
 def use_stream(conn: Connection, node_id: str, *, epoch: int, stream_number: int) -> bool:

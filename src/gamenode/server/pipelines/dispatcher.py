@@ -1,7 +1,7 @@
 """Brings waiting pipelines to nodes, and wanted ends to the nodes that must carry them out.
 
-Both are rows first (rule RC3): a loop that events wake, and that looks by itself every two seconds,
-carries them out. A lost wake-up costs latency, never work.
+Both are rows first (rule RC3): loops that events wake, and that look by themselves every two
+seconds, carry them out. A lost wake-up costs latency, never work.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from gamenode.domain.command import (
     CancelOrder,
@@ -21,19 +22,25 @@ from gamenode.domain.command import (
     WantedEnd,
 )
 from gamenode.domain.errors import GameNodeError
+from gamenode.domain.event import Event, EventType
 from gamenode.domain.pipeline import Reason
 from gamenode.domain.placement import Candidate, Demand, QueuedPipeline, place
 from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock
-from gamenode.lib.tasks import Supervisor, Wake
+from gamenode.lib.tasks import Supervisor, Wake, until_one_ends
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 
 _log = logging.getLogger(__name__)
-_PASSING = frozenset({"BUSY", "JOURNAL", "STATE_VERSION"})
+_PASSING: Final = frozenset({"BUSY", "JOURNAL", "STATE_VERSION"})
 """Reasons of a refusal that go by; the pipeline waits for another turn."""
+_ENDS: Final = frozenset(
+    {EventType.PIPELINE_COMPLETED, EventType.PIPELINE_FAILED, EventType.PIPELINE_CANCELLED}
+)
+"""After these a node can take more."""
+_CANCELS: Final = frozenset({EventType.PIPELINE_CANCEL_REQUESTED, EventType.PIPELINE_CANCELLED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,25 +76,49 @@ class TaskDispatcher:
         self._clock = clock
         self._settings = settings
         self._supervisor = Supervisor(expected=GameNodeError)
-        self._wake = Wake()
+        self._queue_wake = Wake()
+        self._owed_wake = Wake()
+        self._some_wait = True
         self._not_before_s: dict[str, float] = {}
         self._whole_queue_s = clock.monotonic_s()
         self._sending: set[Dispatch] = set()
+        self._accepted: set[Dispatch] = set()
         self._cancelling: set[Dispatch] = set()
 
     def wake(self) -> None:
-        """Look again: something waits, or something can take work."""
-        self._wake.ring()
+        """Look at everything again: a node may have become able to take work, or to hear."""
+        self._queue_wake.ring()
+        self._owed_wake.ring()
+
+    def hear(self, happened: Sequence[Event]) -> None:
+        """Look at what these events may have changed."""
+        types = {event.type for event in happened}
+        if EventType.PIPELINE_CREATED in types or (self._some_wait and types & _ENDS):
+            self._queue_wake.ring()
+        if types & _CANCELS:
+            self._owed_wake.ring()
 
     async def run(self) -> None:
-        """Place and cancel until cancelled."""
-        while True:
-            await self._wake.wait(self._settings.sweep_interval_s)
-            await self.sweep()
+        """Place and cancel until cancelled: a new pipeline never waits for what others are owed."""
+
+        async def place() -> None:
+            while True:
+                await self._queue_wake.wait(self._settings.sweep_interval_s)
+                await self._place_queued()
+
+        async def send() -> None:
+            while True:
+                await self._owed_wake.wait(self._settings.sweep_interval_s)
+                await self._send_owed()
+
+        await until_one_ends(place(), send())
 
     async def sweep(self) -> None:
         """Place what waits, and send what agents have not acknowledged."""
         await self._place_queued()
+        await self._send_owed()
+
+    async def _send_owed(self) -> None:
         unacknowledged_by, cancelling_on = await self._service.owed_nodes()
         await self._send_unacknowledged(self._reachable(unacknowledged_by))
         await self._send_cancels(self._reachable(cancelling_on))
@@ -143,15 +174,20 @@ class TaskDispatcher:
         whole = now_s >= self._whole_queue_s
         if whole:
             self._whole_queue_s = now_s + self._settings.sweep_interval_s
-        more, last = True, None
+        # An end that comes in between must not be missed.
+        self._some_wait = True
+        more, last, left = True, None, False
         while more:
             waiting, loads = await self._service.queue(self._settings.batch_max, last)
             placed = await self._place(waiting, loads)
-            more = len(waiting) == self._settings.batch_max and (whole or placed)
+            full = len(waiting) == self._settings.batch_max
+            more = full and (whole or placed > 0)
+            left |= placed < len(waiting) or (full and not more)
             last = waiting[-1].position if waiting else None
+        self._some_wait = left
 
-    async def _place(self, waiting: Sequence[QueuedPipeline], loads: Mapping[str, int]) -> bool:
-        """Bind which of these fit; return whether any did."""
+    async def _place(self, waiting: Sequence[QueuedPipeline], loads: Mapping[str, int]) -> int:
+        """Bind which of these fit; return how many did."""
         now_s = self._clock.monotonic_s()
         candidates = {c.node_id: c for c in self._nodes.candidates(loads)} if waiting else {}
         chosen: list[tuple[QueuedPipeline, str]] = []
@@ -169,7 +205,7 @@ class TaskDispatcher:
             candidates[decision.node_id] = _loaded(candidates[decision.node_id])
         if reasons:
             await self._explain(reasons)
-        return any(
+        return sum(
             await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
         )
 
@@ -209,7 +245,9 @@ class TaskDispatcher:
                 return
             now = self._clock.now()
             if answer.outcome is not OrderOutcome.REFUSED:
-                await self._service.acknowledge(order.dispatch, now=now)
+                # Its first report comes in a moment, most of the time, and says the same. Where
+                # none has come by the next sweep, that writes it down.
+                self._accepted.add(order.dispatch)
             elif answer.reason in _PASSING:
                 pipeline_id = order.dispatch.pipeline_id
                 self._not_before_s[pipeline_id] = (
@@ -218,6 +256,7 @@ class TaskDispatcher:
                 await self._service.requeue(
                     order.dispatch, f"node {node_id}: {answer.message}", now=now
                 )
+                self._some_wait = True
             else:
                 try:
                     reason = Reason(answer.reason)
@@ -233,10 +272,15 @@ class TaskDispatcher:
         Harmless where the agent has it: it answers that it is a repeat. What its journal may have
         forgotten is settled when its statement is reconciled, before the stream opens.
         """
+        accepted, self._accepted = self._accepted, set()
         if not node_ids:
             return
         bound = await self._service.unacknowledged(node_ids, self._settings.batch_max)
+        if taken := [dispatch for _, dispatch in bound if dispatch in accepted]:
+            await self._service.acknowledge(taken, now=self._clock.now())
         for node_id, dispatch in bound:
+            if dispatch in accepted or dispatch in self._accepted:
+                continue
             if dispatch not in self._sending and self._nodes.connection(node_id) is not None:
                 self.send(node_id, await self._service.order(dispatch))
 

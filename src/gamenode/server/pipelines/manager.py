@@ -20,6 +20,7 @@ from gamenode.domain.command import (
     Welcome,
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError, Violation, invalid
+from gamenode.domain.event import EventFilter, EventType
 from gamenode.domain.log import LogKey
 from gamenode.domain.node import Session
 from gamenode.domain.pipeline import (
@@ -46,6 +47,12 @@ from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.service import GamePipelineGRPCService, Prepared
 from gamenode.wire.pipeline_file import parse_pipeline
+
+_ENDS: Final = EventFilter(
+    types=frozenset(
+        {EventType.PIPELINE_COMPLETED, EventType.PIPELINE_FAILED, EventType.PIPELINE_CANCELLED}
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +126,7 @@ class PipelineManager:
         A server that stops gives its answers: the time is up then.
         """
         deadline_s = self._clock.monotonic_s() + min(timeout_s, self._settings.wait_s_max)
-        with self._feed.watch(pipeline_id) as watch:
+        with self._feed.watch(pipeline_id, _ENDS) as watch:
             while True:
                 pipeline = await self._service.get(pipeline_id)
                 left_s = deadline_s - self._clock.monotonic_s()

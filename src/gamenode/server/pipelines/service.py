@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row
 
 from gamenode.domain.access import Actor
 from gamenode.domain.audit import AuditEntry
@@ -236,7 +236,7 @@ class GamePipelineGRPCService:
         """
 
         def record(conn: Connection) -> ExecuteOrder | None:
-            node = nodes.lock_node(conn, node_id)
+            node = nodes.lock_place(conn, node_id)
             row = store.lock(conn, pipeline_id)
             if node is None or node.maintenance is not Maintenance.NORMAL or row is None:
                 return None
@@ -253,13 +253,21 @@ class GamePipelineGRPCService:
             ):
                 return None
             work = unpack_order(store.work(conn, pipeline_id))
-            steps = store.step_rows(conn, pipeline_id)
+            granted = (
+                [step.granted_to for step in store.step_rows(conn, pipeline_id)]
+                if row.attempt
+                else [0] * len(work.steps)
+            )
+            steps = tuple(
+                replace(step, first_attempt=last + 1)
+                for step, last in zip(work.steps, granted, strict=True)
+            )
             store.grant(
                 conn,
                 pipeline_id,
                 [
-                    (step.position, step.granted_to + 1, step.granted_to + wanted.attempts)
-                    for step, wanted in zip(steps, work.steps, strict=True)
+                    (position, step.first_attempt, step.first_attempt + step.attempts - 1)
+                    for position, step in enumerate(steps)
                 ],
             )
             _append_for(
@@ -271,8 +279,11 @@ class GamePipelineGRPCService:
                 status=Status.PENDING,
                 data={"name": row.name, "attempt": str(attempt)},
             )
-            return _granted_order(
-                conn, Dispatch(pipeline_id, attempt), state_version=node.state_version
+            return replace(
+                work,
+                dispatch=Dispatch(pipeline_id, attempt),
+                state_version=node.state_version,
+                steps=steps,
             )
 
         return await self._db.write(record)
@@ -286,9 +297,14 @@ class GamePipelineGRPCService:
 
         await self._db.write(record)
 
-    async def acknowledge(self, dispatch: Dispatch, *, now: Instant) -> None:
-        """Note that the agent has a dispatch in its journal."""
-        await self._db.write(lambda conn: store.acknowledge(conn, dispatch, now))
+    async def acknowledge(self, dispatches: Sequence[Dispatch], *, now: Instant) -> None:
+        """Note that agents have these dispatches in their journals."""
+
+        def record(conn: Connection) -> None:
+            for dispatch in dispatches:
+                store.acknowledge(conn, dispatch, now)
+
+        await self._db.write(record)
 
     async def requeue(self, dispatch: Dispatch, waiting: str, *, now: Instant) -> None:
         """Let a pipeline that its node refused for now wait again; end it if that is wanted."""
@@ -359,8 +375,7 @@ class GamePipelineGRPCService:
         """
 
         def record(conn: Connection) -> None:
-            node = nodes.lock_node(conn, node_id)
-            if node is None:
+            if nodes.lock_place(conn, node_id) is None:
                 raise nodes.not_found(node_id)
             bound = store.bound(conn, node_id)
             if bound and not force:
@@ -393,9 +408,7 @@ class GamePipelineGRPCService:
         """
 
         def record(conn: Connection) -> Sequence[ReportResult] | None:
-            if session is None or not conn.scalar(
-                select(nodes.session_is_newest(node_id, session.epoch))
-            ):
+            if session is None or not nodes.session_is_newest(conn, node_id, session.epoch):
                 return None
             simple = nodes.is_simple(conn, node_id)
             return [_apply_one(conn, report, node_id, now, simple=simple) for report in reports]
@@ -767,13 +780,12 @@ def _new_rows(
     return values, step_values, pipeline
 
 
-def _granted_order(conn: Connection, dispatch: Dispatch, *, state_version: int = 0) -> ExecuteOrder:
+def _granted_order(conn: Connection, dispatch: Dispatch) -> ExecuteOrder:
     work = unpack_order(store.work(conn, dispatch.pipeline_id))
     rows = store.step_rows(conn, dispatch.pipeline_id)
     return replace(
         work,
         dispatch=dispatch,
-        state_version=state_version,
         steps=tuple(
             replace(step, first_attempt=row.granted_from)
             for step, row in zip(work.steps, rows, strict=True)

@@ -1,4 +1,8 @@
-"""Rows of pipelines and steps: functions of a connection, without rules or commits."""
+"""Rows of pipelines and steps: functions of a connection, without rules or commits.
+
+A statement that every pipeline needs is built once, here: building one takes several times as long
+as running it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.command import Dispatch, WantedEnd
@@ -31,6 +48,22 @@ _ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
 _LISTED: Final = [
     column for column in schema.pipelines.columns if column.name not in ("file", "work")
 ]
+
+# Parameters of prebuilt statements; a column's own name would be one that an UPDATE sets.
+_PIPELINE: Final[BindParameter[Any]] = bindparam("of_pipeline")
+_ATTEMPT: Final[BindParameter[Any]] = bindparam("of_attempt")
+_POSITION: Final[BindParameter[Any]] = bindparam("of_position")
+_LIMIT: Final[BindParameter[Any]] = bindparam("limit_to")
+_NOWHERE: Final[ColumnElement[str]] = literal_column("''")
+
+
+def _one_of(column: ColumnElement[str], statuses: Iterable[Status]) -> ColumnElement[bool]:
+    # Written out: the planner sees which partial index fits, and nothing is bound at each run.
+    return column.in_([literal_column(f"'{status}'") for status in sorted(statuses)])
+
+
+def _is(column: ColumnElement[str], status: Status) -> ColumnElement[bool]:
+    return _one_of(column, [status])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +96,27 @@ def insert_key(
     )
 
 
+_INSERT_PIPELINE: Final = insert(schema.pipelines)
+_INSERT_STEP: Final = insert(schema.steps)
+
+
 def insert_pipeline(
     conn: Connection, values: Mapping[str, object], steps: Sequence[Mapping[str, object]]
 ) -> None:
     """Add a pipeline and its steps."""
-    conn.execute(insert(schema.pipelines), [dict(values)])
-    conn.execute(insert(schema.steps), [dict(step) for step in steps])
+    conn.execute(_INSERT_PIPELINE, [dict(values)])
+    conn.execute(_INSERT_STEP, [dict(step) for step in steps])
+
+
+_GET: Final = select(*_LISTED).where(_pipelines.id == _PIPELINE)
 
 
 def get(conn: Connection, pipeline_id: str) -> Pipeline | None:
     """Return a pipeline with its steps, or None."""
-    row = conn.execute(select(*_LISTED).where(_pipelines.id == pipeline_id)).first()
-    return _pipeline(row, steps_of(conn, [pipeline_id])[pipeline_id]) if row is not None else None
+    row = conn.execute(_GET, {"of_pipeline": pipeline_id}).first()
+    if row is None:
+        return None
+    return _pipeline(row, tuple(step(found) for found in step_rows(conn, pipeline_id)))
 
 
 def steps_of(conn: Connection, pipeline_ids: Sequence[str]) -> dict[str, tuple[Step, ...]]:
@@ -125,37 +167,53 @@ def newest(
     return [_pipeline(row, steps[row.id]) for row in rows]
 
 
+_QUEUED: Final = (
+    select(
+        _pipelines.id,
+        _pipelines.wanted_node,
+        _pipelines.selector,
+        _pipelines.envs_needed,
+        _pipelines.waiting,
+        _pipelines.priority,
+        _pipelines.created_at,
+    )
+    .where(_is(_pipelines.status, Status.PENDING), _pipelines.node_id == _NOWHERE)
+    .order_by(_pipelines.priority.desc(), _pipelines.created_at, _pipelines.id)
+    .limit(_LIMIT)
+)
+_QUEUED_BEHIND: Final = _QUEUED.where(
+    or_(
+        _pipelines.priority < bindparam("of_priority"),
+        and_(
+            _pipelines.priority == bindparam("of_priority"),
+            _pipelines.created_at > bindparam("of_created_at"),
+        ),
+        and_(
+            _pipelines.priority == bindparam("of_priority"),
+            _pipelines.created_at == bindparam("of_created_at"),
+            _pipelines.id > _PIPELINE,
+        ),
+    )
+)
+
+
 def queued(
     conn: Connection, limit: int, after: tuple[int, Instant, str] | None
 ) -> list[QueuedPipeline]:
     """Return what waits for a node behind `after`: higher priority first, then older."""
-    query = (
-        select(
-            _pipelines.id,
-            _pipelines.wanted_node,
-            _pipelines.selector,
-            _pipelines.envs_needed,
-            _pipelines.waiting,
-            _pipelines.priority,
-            _pipelines.created_at,
-        )
-        .where(_pipelines.status == Status.PENDING, _pipelines.node_id == "")
-        .order_by(_pipelines.priority.desc(), _pipelines.created_at, _pipelines.id)
-    )
-    if after is not None:
+    if after is None:
+        rows = conn.execute(_QUEUED, {"limit_to": limit})
+    else:
         priority, created_at, pipeline_id = after
-        query = query.where(
-            or_(
-                _pipelines.priority < priority,
-                and_(_pipelines.priority == priority, _pipelines.created_at > created_at),
-                and_(
-                    _pipelines.priority == priority,
-                    _pipelines.created_at == created_at,
-                    _pipelines.id > pipeline_id,
-                ),
-            )
+        rows = conn.execute(
+            _QUEUED_BEHIND,
+            {
+                "limit_to": limit,
+                "of_priority": priority,
+                "of_created_at": created_at,
+                "of_pipeline": pipeline_id,
+            },
         )
-    rows = conn.execute(query.limit(limit))
     return [
         QueuedPipeline(
             id=row.id,
@@ -169,14 +227,16 @@ def queued(
     ]
 
 
+_LOADS: Final = (
+    select(_pipelines.node_id, func.count().label("load"))
+    .where(_pipelines.node_id != _NOWHERE, _one_of(_pipelines.status, _ACTIVE))
+    .group_by(_pipelines.node_id)
+)
+
+
 def loads(conn: Connection) -> dict[str, int]:
     """Return how many pipelines are bound to each node and have not ended."""
-    rows = conn.execute(
-        select(_pipelines.node_id, func.count().label("load"))
-        .where(_pipelines.node_id != "", _pipelines.status.in_(_ACTIVE))
-        .group_by(_pipelines.node_id)
-    )
-    return {row.node_id: row.load for row in rows}
+    return {row.node_id: row.load for row in conn.execute(_LOADS)}
 
 
 def bound(conn: Connection, node_id: str) -> list[Bound]:
@@ -189,7 +249,11 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
             _pipelines.acknowledged_at,
             _pipelines.cancel_requested_at,
             _pipelines.session_epoch,
-        ).where(_pipelines.node_id == node_id, _pipelines.status.in_(_ACTIVE))
+        ).where(
+            _pipelines.node_id == node_id,
+            _pipelines.node_id != _NOWHERE,
+            _one_of(_pipelines.status, _ACTIVE),
+        )
     )
     return [
         Bound(
@@ -204,24 +268,26 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
 
 
 _UNACKNOWLEDGED: Final = and_(
-    _pipelines.node_id != "",
-    _pipelines.status == Status.PENDING,
+    _pipelines.node_id != _NOWHERE,
+    _is(_pipelines.status, Status.PENDING),
     _pipelines.acknowledged_at.is_(None),
 )
 _CANCELLING: Final = and_(
     _pipelines.cancel_requested_at.is_not(None),
     _pipelines.cancel_acknowledged_at.is_(None),
-    _pipelines.node_id != "",
+    _pipelines.node_id != _NOWHERE,
+)
+
+
+_OWED: Final = tuple(
+    select(_pipelines.node_id).where(condition).distinct()
+    for condition in (_UNACKNOWLEDGED, _CANCELLING)
 )
 
 
 def owed_nodes(conn: Connection) -> tuple[frozenset[str], frozenset[str]]:
     """Return the nodes that have not said that they took a dispatch, or know of a wanted end."""
-    nodes_of = (
-        select(_pipelines.node_id).where(condition).distinct()
-        for condition in (_UNACKNOWLEDGED, _CANCELLING)
-    )
-    unacknowledged_by, cancelling_on = (frozenset(conn.scalars(query)) for query in nodes_of)
+    unacknowledged_by, cancelling_on = (frozenset(conn.scalars(query)) for query in _OWED)
     return unacknowledged_by, cancelling_on
 
 
@@ -279,31 +345,63 @@ def is_granted(conn: Connection, key: LogKey, node_id: str) -> bool:
     )
 
 
+_DECIDING: Final = (
+    "id",
+    "name",
+    "status",
+    "node_id",
+    "attempt",
+    "cancel_requested_at",
+    "cancel_reason",
+)
+_LOCK: Final = (
+    select(*(_pipelines[name] for name in _DECIDING))
+    .where(_pipelines.id == _PIPELINE)
+    .with_for_update()
+)
+
+
 def lock(conn: Connection, pipeline_id: str) -> Row[Any] | None:
-    """Return a pipeline's row and keep others from changing it until the commit."""
-    return conn.execute(
-        select(*_LISTED).where(_pipelines.id == pipeline_id).with_for_update()
-    ).first()
+    """Return what decides over a pipeline and keep others from changing it until the commit."""
+    return conn.execute(_LOCK, {"of_pipeline": pipeline_id}).first()
+
+
+_WORK: Final = select(_pipelines.work).where(_pipelines.id == _PIPELINE)
 
 
 def work(conn: Connection, pipeline_id: str) -> bytes:
     """Return the packed order of a pipeline."""
-    packed: bytes = conn.scalar(select(_pipelines.work).where(_pipelines.id == pipeline_id)) or b""
+    packed: bytes = conn.scalar(_WORK, {"of_pipeline": pipeline_id}) or b""
     return packed
+
+
+_STEP: Final = select(schema.steps).where(
+    _steps.pipeline_id == _PIPELINE, _steps.name == bindparam("of_name")
+)
 
 
 def step_row(conn: Connection, pipeline_id: str, name: str) -> Row[Any] | None:
     """Return the row of one step."""
-    return conn.execute(
-        select(schema.steps).where(_steps.pipeline_id == pipeline_id, _steps.name == name)
-    ).first()
+    return conn.execute(_STEP, {"of_pipeline": pipeline_id, "of_name": name}).first()
+
+
+_STEPS: Final = (
+    select(schema.steps).where(_steps.pipeline_id == _PIPELINE).order_by(_steps.position)
+)
 
 
 def step_rows(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
     """Return the rows of all steps, in order."""
-    return conn.execute(
-        select(schema.steps).where(_steps.pipeline_id == pipeline_id).order_by(_steps.position)
-    ).all()
+    return conn.execute(_STEPS, {"of_pipeline": pipeline_id}).all()
+
+
+_BIND: Final = update(schema.pipelines).where(
+    _pipelines.id == _PIPELINE,
+    _is(_pipelines.status, Status.PENDING),
+    _pipelines.node_id == _NOWHERE,
+    _pipelines.attempt == _ATTEMPT,
+    _pipelines.cancel_requested_at.is_(None),
+)
 
 
 def bind(
@@ -318,40 +416,42 @@ def bind(
     """Bind a waiting pipeline to a node under a new attempt; False if it does not wait any more."""
     return _changed(
         conn,
-        update(schema.pipelines)
-        .where(
-            _pipelines.id == pipeline_id,
-            _pipelines.status == Status.PENDING,
-            _pipelines.node_id == "",
-            _pipelines.attempt == attempt - 1,
-            _pipelines.cancel_requested_at.is_(None),
-        )
-        .values(
-            node_id=node_id,
-            attempt=attempt,
-            session_epoch=session_epoch,
-            dispatched_at=now,
-            waiting="",
-        ),
+        _BIND,
+        {
+            "of_pipeline": pipeline_id,
+            "of_attempt": attempt - 1,
+            "node_id": node_id,
+            "attempt": attempt,
+            "session_epoch": session_epoch,
+            "dispatched_at": now,
+            "waiting": "",
+        },
     )
+
+
+_OF_DISPATCH: Final = (_pipelines.id == _PIPELINE, _pipelines.attempt == _ATTEMPT)
+_UNBIND: Final = update(schema.pipelines).where(
+    *_OF_DISPATCH, _is(_pipelines.status, Status.PENDING)
+)
 
 
 def unbind(conn: Connection, dispatch: Dispatch, waiting: str) -> bool:
     """Let a pipeline that its node refused wait again."""
     return _changed(
         conn,
-        update(schema.pipelines)
-        .where(*_is(dispatch), _pipelines.status == Status.PENDING)
-        .values(node_id="", dispatched_at=None, acknowledged_at=None, waiting=waiting),
+        _UNBIND,
+        {
+            **_of(dispatch),
+            "node_id": "",
+            "dispatched_at": None,
+            "acknowledged_at": None,
+            "waiting": waiting,
+        },
     )
 
 
-_GRANT: Final = (
-    update(schema.steps)
-    .where(
-        _steps.pipeline_id == bindparam("of_pipeline"), _steps.position == bindparam("of_position")
-    )
-    .values(granted_from=bindparam("first"), granted_to=bindparam("last"))
+_GRANT: Final = update(schema.steps).where(
+    _steps.pipeline_id == _PIPELINE, _steps.position == _POSITION
 )
 
 
@@ -360,20 +460,25 @@ def grant(conn: Connection, pipeline_id: str, grants: Iterable[tuple[int, int, i
     conn.execute(
         _GRANT,
         [
-            {"of_pipeline": pipeline_id, "of_position": position, "first": first, "last": last}
+            {
+                "of_pipeline": pipeline_id,
+                "of_position": position,
+                "granted_from": first,
+                "granted_to": last,
+            }
             for position, first, last in grants
         ],
     )
 
 
-def acknowledge(conn: Connection, dispatch: Dispatch, now: Instant) -> bool:
+_ACKNOWLEDGE: Final = update(schema.pipelines).where(
+    *_OF_DISPATCH, _pipelines.acknowledged_at.is_(None)
+)
+
+
+def acknowledge(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
     """Note that the agent has a dispatch in its journal."""
-    return _changed(
-        conn,
-        update(schema.pipelines)
-        .where(*_is(dispatch), _pipelines.acknowledged_at.is_(None))
-        .values(acknowledged_at=now),
-    )
+    conn.execute(_ACKNOWLEDGE, {**_of(dispatch), "acknowledged_at": now})
 
 
 def set_waiting(conn: Connection, pipeline_id: str, waiting: str) -> None:
@@ -385,20 +490,20 @@ def set_waiting(conn: Connection, pipeline_id: str, waiting: str) -> None:
     )
 
 
+_SET_STATUS: Final = {
+    target: update(schema.pipelines).where(
+        *_OF_DISPATCH, _one_of(_pipelines.status, sources_of(target))
+    )
+    for target in Status
+}
+
+
 def set_status(
     conn: Connection, pipeline_id: str, attempt: int, target: Status, values: Mapping[str, object]
 ) -> bool:
     """Move a pipeline to `target`; False if its attempt or its status does not allow that."""
-    return _changed(
-        conn,
-        update(schema.pipelines)
-        .where(
-            _pipelines.id == pipeline_id,
-            _pipelines.attempt == attempt,
-            _pipelines.status.in_(sources_of(target)),
-        )
-        .values(status=target, **values),
-    )
+    of = {"of_pipeline": pipeline_id, "of_attempt": attempt}
+    return _changed(conn, _SET_STATUS[target], {**of, "status": target, **values})
 
 
 def request_cancel(conn: Connection, pipeline_id: str, values: Mapping[str, object]) -> None:
@@ -410,33 +515,44 @@ def acknowledge_cancel(conn: Connection, dispatch: Dispatch, now: Instant) -> No
     """Note that the agent knows that a dispatch must end."""
     conn.execute(
         update(schema.pipelines)
-        .where(*_is(dispatch), _pipelines.cancel_acknowledged_at.is_(None))
+        .where(
+            _pipelines.id == dispatch.pipeline_id,
+            _pipelines.attempt == dispatch.attempt,
+            _pipelines.cancel_acknowledged_at.is_(None),
+        )
         .values(cancel_acknowledged_at=now)
     )
 
 
+_SET_STEP: Final = update(schema.steps).where(
+    _steps.pipeline_id == _PIPELINE,
+    _steps.position == _POSITION,
+    _steps.status == bindparam("of_status"),
+    _steps.attempt == _ATTEMPT,
+)
+
+
 def set_step(conn: Connection, row: Row[Any], values: Mapping[str, object]) -> bool:
     """Change a step that is as `row` says; False if it is not any more."""
-    return _changed(
-        conn,
-        update(schema.steps)
-        .where(
-            _steps.pipeline_id == row.pipeline_id,
-            _steps.position == row.position,
-            _steps.status == row.status,
-            _steps.attempt == row.attempt,
-        )
-        .values(**values),
-    )
+    of = {
+        "of_pipeline": row.pipeline_id,
+        "of_position": row.position,
+        "of_status": row.status,
+        "of_attempt": row.attempt,
+    }
+    return _changed(conn, _SET_STEP, {**of, **values})
+
+
+_ACTIVE_STEPS: Final = (
+    select(schema.steps)
+    .where(_steps.pipeline_id == _PIPELINE, _one_of(_steps.status, _ACTIVE))
+    .order_by(_steps.position)
+)
 
 
 def active_steps(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
     """Return the rows of the steps that have not ended."""
-    return conn.execute(
-        select(schema.steps)
-        .where(_steps.pipeline_id == pipeline_id, _steps.status.in_(_ACTIVE))
-        .order_by(_steps.position)
-    ).all()
+    return conn.execute(_ACTIVE_STEPS, {"of_pipeline": pipeline_id}).all()
 
 
 def step(row: Row[Any]) -> Step:
@@ -480,10 +596,10 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
     )
 
 
-def _is(dispatch: Dispatch) -> tuple[ColumnElement[bool], ...]:
-    return (_pipelines.id == dispatch.pipeline_id, _pipelines.attempt == dispatch.attempt)
+def _of(dispatch: Dispatch) -> dict[str, object]:
+    return {"of_pipeline": dispatch.pipeline_id, "of_attempt": dispatch.attempt}
 
 
-def _changed(conn: Connection, statement: Any) -> bool:
-    rows: int = conn.execute(statement).rowcount
+def _changed(conn: Connection, statement: Any, values: Mapping[str, object]) -> bool:
+    rows: int = conn.execute(statement, values).rowcount
     return rows > 0

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,10 @@ from tests.support.runtimes import (
 )
 
 from gamenode.agent.runtime import Ended, RunKey, Running, Runtime, StartError
+from gamenode.agent.runtime.claims import Claim
 from gamenode.agent.runtime.members import Cgroup
+from gamenode.agent.runtime.process import ProcessRuntime
+from gamenode.agent.runtime.process_spec import Restart
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.log import LogPosition, LogStream
 from gamenode.domain.pipeline import ContainerSpec, Healthcheck, Reason, Ulimit
@@ -260,30 +263,95 @@ async def test_neither_the_lock_nor_the_agents_files_reach_the_step(
 
 async def test_nothing_is_left_over_when_runs_are_removed(host: ProcessRuntimeHost) -> None:
     async with opened(host) as runtime:
+        assert isinstance(runtime, ProcessRuntime)
         for _ in range(3):  # what is opened once and kept
             await one_run(runtime, host)
+        await until_filled(runtime)
         before = descriptors(), zombies()
-        runs = [await one_run(runtime, host) for _ in range(5)]
+        groups = [await one_run(runtime, host) for _ in range(5)]
+        await until_filled(runtime)
         assert (descriptors(), zombies()) == before
+        assert await runtime.runs() == {}
+        groups += [group_of(folder) for folder in host.root.iterdir()]
+    assert list(host.root.iterdir()) == []
+    assert left_of(groups) == []
+
+
+async def test_what_waits_for_a_run_ends_with_its_agent(host: ProcessRuntimeHost) -> None:
+    async with opened(host) as runtime:
+        assert isinstance(runtime, ProcessRuntime)
+        await one_run(runtime, host)
+        await until_filled(runtime)
+        while (waiting := runtime._supervisors._take_ready()) is not None:
+            os.close(waiting.go)  # as the kernel does when the agent is killed
+            os.close(waiting.draft.lock)
+            gone(waiting.pid, reaped=True)
+            assert not (waiting.draft.folder / "exit").exists()
+        # The next agent takes away what is left.
+        await host.runtime().close()
         assert list(host.root.iterdir()) == []
-        assert groups_of(runs) == []
 
 
-async def one_run(runtime: Runtime, host: ProcessRuntimeHost) -> RunKey:
+async def test_a_run_starts_when_what_waited_for_it_was_killed(host: ProcessRuntimeHost) -> None:
+    async with opened(host) as runtime:
+        assert isinstance(runtime, ProcessRuntime)
+        await one_run(runtime, host)
+        await until_filled(runtime)
+        for waiting in runtime._supervisors._ready:
+            os.kill(waiting.pid, signal.SIGKILL)
+            gone(waiting.pid, reaped=False)
+        await one_run(runtime, host)
+
+
+async def test_a_run_whose_agent_was_killed_before_its_start_is_never_started(
+    host: ProcessRuntimeHost,
+) -> None:
+    run = new_run()
+    async with opened(host) as runtime:
+        assert isinstance(runtime, ProcessRuntime)
+        waiting = runtime._supervisors.take(runtime._groups, Restart(0, "always"))
+        claim = Claim(
+            boot_id=runtime._claims.boot_id,
+            started_at=Instant(1),
+            stop_signal=signal.SIGTERM,
+            restarts=False,
+            cgroup=waiting.draft.cgroup,
+        )
+        runtime._claims.make(run, waiting.draft, claim, b"echo started\n", owner_id=None)
+        os.close(waiting.go)
+        os.close(waiting.draft.lock)
+        end = await ends(runtime, run)
+        assert end.reason is Reason.OUTCOME_UNKNOWN
+        assert await whole_log(runtime, run) == {}
+
+
+async def one_run(runtime: Runtime, host: ProcessRuntimeHost) -> str:
+    """Run something to its end; return its control group, which is gone."""
     run = new_run()
     await runtime.start(run, host.step(prints=b"x\n"), service=False)
     await ends(runtime, run)
     await whole_log(runtime, run)
+    group = group_of(folder(host, run))
     await runtime.remove(run)
-    return run
+    return group
 
 
-def groups_of(runs: Iterable[RunKey]) -> list[Path]:
-    """Return the control groups that are left of `runs`."""
-    parent = Cgroup.parent()
-    if parent is None:
-        return []
-    return [path for run in runs for path in parent.glob(f"*{run.pipeline_id}*")]
+def left_of(groups: list[str]) -> list[str]:
+    return [group for group in groups if group and Path(group).exists()]
+
+
+def gone(pid: int, *, reaped: bool) -> None:
+    """Wait for the end of a child, and take it or leave it."""
+    os.waitid(os.P_PID, pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
+
+
+def group_of(folder: Path) -> str:
+    return str(json.loads((folder / "claim").read_text())["cgroup"])
+
+
+async def until_filled(runtime: ProcessRuntime) -> None:
+    assert runtime._filling is not None
+    await runtime._filling
 
 
 def zombies() -> int:
