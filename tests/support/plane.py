@@ -17,6 +17,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Generic, TypeVar, cast
 
+import pytest
+
 from gamenode.agent.inventory.collector import Collector, CollectorSettings
 from gamenode.agent.inventory_reporter import InventoryReporter, ReporterSettings
 from gamenode.agent.journal import Journal
@@ -66,6 +68,15 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 Message = TypeVar("Message")
 
 USER = Actor(kind=ActorKind.LOCAL, name="tester", role=Role.ADMIN)
+
+
+def fill_disk(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every write of a server answer that its disk is full; `undo` frees the disk."""
+
+    async def refuse(_: object) -> None:
+        raise GameNodeError(ErrorCode.STORAGE_FULL, "no room", retry_after_s=30.0)
+
+    monkeypatch.setattr(plane.database, "write", refuse)
 
 
 class CountingIds:

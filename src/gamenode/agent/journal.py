@@ -5,6 +5,7 @@ One SQLite file, written in groups, each durable before its callers go on (rule 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ CREATE TABLE state (
 );
 CREATE TABLE held (
     pipeline_id TEXT, attempt INTEGER, work BLOB, cancel_reason TEXT, cancel_message TEXT,
-    cancel_force INTEGER NOT NULL,
+    cancel_force INTEGER NOT NULL, accepted_at INTEGER,
     PRIMARY KEY (pipeline_id, attempt)
 ) WITHOUT ROWID;
 CREATE TABLE tries (
@@ -82,6 +83,7 @@ class Held:
     dispatch: Dispatch
     order: ExecuteOrder | None
     """None: a cancel that came before its Execute, kept so that the Execute finds it (RL2)."""
+    accepted_at: Instant | None
     cancel: CancelOrder | None
     tries: tuple[Try, ...]
 
@@ -129,6 +131,8 @@ class Journal:
             GameNodeError: CONFLICT, another build's tables are in it; UNAVAILABLE, it cannot be
                 written.
         """
+        if path is not None:
+            _make_private(path)
         self._connection = sqlite3.connect(
             path or ":memory:", isolation_level=None, check_same_thread=False
         )
@@ -188,6 +192,7 @@ class Journal:
             Held(
                 dispatch=(dispatch := Dispatch(pipeline_id, attempt)),
                 order=unpack_order(work) if work is not None else None,
+                accepted_at=accepted_at,
                 cancel=(
                     CancelOrder(
                         dispatch=dispatch,
@@ -200,9 +205,17 @@ class Journal:
                 ),
                 tries=self._tries(dispatch),
             )
-            for pipeline_id, attempt, work, reason, message, force in self._connection.execute(
-                "SELECT pipeline_id, attempt, work, cancel_reason, cancel_message, cancel_force"
-                " FROM held ORDER BY pipeline_id, attempt"
+            for (
+                pipeline_id,
+                attempt,
+                work,
+                reason,
+                message,
+                force,
+                accepted_at,
+            ) in self._connection.execute(
+                "SELECT pipeline_id, attempt, work, cancel_reason, cancel_message, cancel_force,"
+                " accepted_at FROM held ORDER BY pipeline_id, attempt"
             ).fetchall()
         ]
 
@@ -237,7 +250,7 @@ class Journal:
             (version, maintenance),
         )
 
-    async def accept(self, order: ExecuteOrder, first_try: LogKey | None) -> None:
+    async def accept(self, order: ExecuteOrder, first_try: LogKey | None, *, now: Instant) -> None:
         """Hold a dispatch; `first_try` is journaled with it, which saves a second wait."""
         packed = pack_order(order)
         dispatch = order.dispatch
@@ -245,9 +258,9 @@ class Journal:
         def write(connection: sqlite3.Connection) -> None:
             # It may be there, from a write whose outcome was not known.
             connection.execute(
-                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL, 0)"
-                " ON CONFLICT DO UPDATE SET work = excluded.work",
-                (dispatch.pipeline_id, dispatch.attempt, packed),
+                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL, 0, ?) ON CONFLICT DO UPDATE SET"
+                " work = excluded.work, accepted_at = excluded.accepted_at",
+                (dispatch.pipeline_id, dispatch.attempt, packed, now),
             )
             if first_try is not None:
                 _insert_try(connection, dispatch, Try(key=first_try))
@@ -257,7 +270,7 @@ class Journal:
     async def cancel(self, order: CancelOrder) -> None:
         """Remember that a dispatch must end, also one that was never accepted (rule RL2)."""
         await self._write(
-            "INSERT INTO held VALUES (?, ?, NULL, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            "INSERT INTO held VALUES (?, ?, NULL, ?, ?, ?, NULL) ON CONFLICT DO UPDATE SET"
             " cancel_reason = excluded.cancel_reason, cancel_message = excluded.cancel_message,"
             " cancel_force = excluded.cancel_force",
             (
@@ -401,3 +414,13 @@ def _insert_try(connection: sqlite3.Connection, dispatch: Dispatch, begun: Try) 
             begun.after_timeout,
         ),
     )
+
+
+def _make_private(path: Path) -> None:
+    """Make the file for its owner alone, since orders hold values; SQLite's others follow it."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise GameNodeError(
+            ErrorCode.UNAVAILABLE, f"the agent's journal {path} cannot be used: {error.strerror}"
+        ) from error

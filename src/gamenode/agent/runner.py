@@ -87,6 +87,7 @@ class _Work:
 
     dispatch: Dispatch
     order: ExecuteOrder | None
+    accepted_at: Instant | None
     tries: dict[LogKey, Try] = field(default_factory=dict)
     fresh: LogKey | None = None
     """The try that was journaled a moment ago, so that the host need not be asked about it."""
@@ -173,7 +174,15 @@ class Runner:
             work = self._works.get(order.dispatch)
             if work is None:
                 await self._journal.cancel(order)
-                self._begin(Held(dispatch=order.dispatch, order=None, cancel=order, tries=()))
+                self._begin(
+                    Held(
+                        dispatch=order.dispatch,
+                        order=None,
+                        accepted_at=None,
+                        cancel=order,
+                        tries=(),
+                    )
+                )
                 return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
             known = work.journaled_cancel
             if work.ended.is_set() or (known is not None and (known.force or not order.force)):
@@ -306,13 +315,14 @@ class Runner:
                     f" does not support {', '.join(unsupported)}",
                 )
         first = _first_key(order)
-        work = _Work(order.dispatch, order, fresh=first)
+        now = self._clock.now()
+        work = _Work(order.dispatch, order, now, fresh=first)
         if first is not None:
             work.tries[first] = Try(key=first)
         # In the table before the journal answers: a statement made meanwhile must not leave it out.
         self._works[order.dispatch] = work
         try:
-            await self._journal.accept(order, first)
+            await self._journal.accept(order, first, now=now)
         except BaseException as error:
             del self._works[order.dispatch]
             # Refused means that it never will run here, so that another node may take it (P2).
@@ -337,6 +347,7 @@ class Runner:
         work = _Work(
             held.dispatch,
             held.order,
+            held.accepted_at,
             tries={made.key: made for made in held.tries},
             cancel=held.cancel,
             journaled_cancel=held.cancel,
@@ -378,8 +389,9 @@ class Runner:
     async def _run_steps(self, work: _Work, order: ExecuteOrder) -> None:
         overdue = asyncio.Event()
         timer = None
-        if order.timeout_s is not None:
-            left_s = order.timeout_s - self._elapsed_s(work)
+        if order.timeout_s is not None and work.accepted_at is not None:
+            elapsed_s = (self._clock.now() - work.accepted_at) / NANOSECONDS_PER_S
+            left_s = order.timeout_s - elapsed_s
             if left_s <= 0:
                 overdue.set()  # now: what begins next must find it
             else:
@@ -560,15 +572,6 @@ class Runner:
         return message[: self._settings.message_chars_max].replace(
             "\0", "\N{REPLACEMENT CHARACTER}"
         )
-
-    def _elapsed_s(self, work: _Work) -> float:
-        """Return how long ago the first try started; 0 for a dispatch that is new."""
-        starts = [
-            made.outcome.started_at
-            for made in work.tries.values()
-            if made.outcome is not None and made.outcome.started_at is not None
-        ]
-        return (self._clock.now() - min(starts)) / NANOSECONDS_PER_S if starts else 0.0
 
     def _follow_log(self, key: LogKey, outcome: Outcome, *, new: bool = False) -> None:
         def source(position: LogPosition, live: asyncio.Event) -> AsyncIterator[LogBlock]:

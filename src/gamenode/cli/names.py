@@ -92,6 +92,8 @@ def complete_nodes(
 def _search(
     client: ApiClient, noun: str, name: str, text: str, settings: CliSettings
 ) -> list[Body]:
+    if not text:
+        raise GameNodeError(ErrorCode.INVALID_REQUEST, f"name one of the {noun}: it is empty")
     # Whole names come first: "game" means the one called so, whatever "game-2" there is.
     whole: list[Body] = []
     parts: list[Body] = []

@@ -11,6 +11,9 @@ from gamenode.lib.settings import SettingsError, load_settings
 class _Section:
     address: str = "here"
     wait_s: float = 1.0
+    look_interval_s: float = 1.0
+    queue_max: int = 1
+    retries: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +54,26 @@ def test_a_variable_that_cannot_be_used_is_named(variable: str, told: str) -> No
     with pytest.raises(SettingsError, match=variable) as caught:
         _load({}, {variable: "x"}, {})
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("wait_s", "nan"),
+        ("wait_s", "inf"),
+        ("wait_s", "-1"),
+        ("look_interval_s", "0"),
+        ("queue_max", "0"),
+        ("queue_max", "-1"),
+        ("retries", "-1"),
+    ],
+)
+def test_a_number_that_can_be_no_bound_is_refused(name: str, value: str) -> None:
+    variable = f"GAMENODE_SERVER__{name.upper()}"
+    with pytest.raises(SettingsError, match=f"{variable}: server.{name}: must be"):
+        _load({}, {variable: value}, {})
+
+
+@pytest.mark.parametrize("name", ["wait_s", "retries"])
+def test_no_wait_and_no_retry_can_be_wanted(name: str) -> None:
+    assert getattr(_load({}, {f"GAMENODE_SERVER__{name.upper()}": "0"}, {}), name) == 0

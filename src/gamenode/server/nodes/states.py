@@ -57,7 +57,7 @@ class StateKeeper:
         self._refresh = refresh
         self._clock = clock
         self._settings = settings
-        self._supervisor = Supervisor()
+        self._supervisor = Supervisor(expected=GameNodeError)
         self._wake = Wake()
         self._pushing: set[tuple[str, int]] = set()
         self._settled = asyncio.Condition()

@@ -73,7 +73,7 @@ class TaskDispatcher:
         self._logs = logs
         self._clock = clock
         self._settings = settings
-        self._supervisor = Supervisor()
+        self._supervisor = Supervisor(expected=GameNodeError)
         self._queue_wake = Wake()
         self._owed_wake = Wake()
         self._some_wait = True

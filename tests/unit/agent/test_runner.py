@@ -1,0 +1,674 @@
+"""The runner alone on its host: RA2, RA4, RA5, RL2, RM1, P1, P2, P4, P11, P12."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.plane import RecordingHost
+from tests.support.time import LoopClock, until, virtual_time
+
+from gamenode.agent.journal import Journal
+from gamenode.agent.runner import Runner, RunnerSettings
+from gamenode.agent.runtime.fake import FakeRuntime
+from gamenode.agent.spool.logs import LogSpool
+from gamenode.agent.uploader import LogUploader, UploaderSettings
+from gamenode.domain.command import (
+    CancelOrder,
+    Dispatch,
+    ExecuteOrder,
+    GrantedStep,
+    OrderOutcome,
+    StateOrder,
+)
+from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
+from gamenode.domain.node import Maintenance
+from gamenode.domain.pipeline import (
+    Condition,
+    ContainerSpec,
+    PipelineReport,
+    Reason,
+    Report,
+    Status,
+    StepReport,
+    StepType,
+)
+from gamenode.lib.clock import Instant
+from gamenode.lib.groups import QueueFullError
+
+DISPATCH = Dispatch("p", 1)
+STOP_GRACE_S = 2.0
+
+
+def step(
+    name: str = "one",
+    *,
+    condition: Condition = Condition.SUCCESS,
+    service: bool = False,
+    attempts: int = 1,
+    timeout_s: float | None = None,
+    **environment: object,
+) -> GrantedStep:
+    return GrantedStep(
+        name=name,
+        type=StepType.SERVICE if service else StepType.TASK,
+        condition=condition,
+        timeout_s=timeout_s,
+        first_attempt=1,
+        attempts=attempts,
+        backoff_s=1.0,
+        container=ContainerSpec(
+            stop_grace_period_s=STOP_GRACE_S,
+            environment={f"FAKE_{key.upper()}": str(value) for key, value in environment.items()},
+        ),
+        instance_id="i" if service else "",
+    )
+
+
+def order(*steps: GrantedStep, timeout_s: float | None = None) -> ExecuteOrder:
+    return ExecuteOrder(dispatch=DISPATCH, name="w", steps=steps, timeout_s=timeout_s)
+
+
+def cancel(*, force: bool = False) -> CancelOrder:
+    return CancelOrder(
+        dispatch=DISPATCH, reason=Reason.CANCELLED_BY_USER, message="enough", force=force
+    )
+
+
+class TakesEverything:
+    """A server's side of logs."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[LogKey, int] = {}
+        self.here = asyncio.Event()
+        self.here.set()
+
+    async def append_logs(
+        self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
+    ) -> AppendAnswer:
+        await self.here.wait()
+        length = self.lengths.get(key, 0)
+        if offset == length:
+            length = self.lengths[key] = offset + len(chunk)
+        return AppendAnswer(next_offset=length, position=position, hash=b"")
+
+
+class Full(Journal):
+    """A journal whose disk may be full, or whose outcome may not be known."""
+
+    error_code = 0
+
+    async def _fail(self) -> None:
+        if self.error_code:
+            error = sqlite3.OperationalError("as the test wants")
+            error.sqlite_errorcode = self.error_code
+            raise error
+
+    async def accept(self, order: ExecuteOrder, first_try: LogKey | None, *, now: Instant) -> None:
+        await asyncio.sleep(0.1)
+        await self._fail()
+        await super().accept(order, first_try, now=now)
+
+    async def cancel(self, order: CancelOrder) -> None:
+        await asyncio.sleep(0.1)
+        await self._fail()
+        await super().cancel(order)
+
+    async def obey(self, version: int, maintenance: Maintenance) -> None:
+        await self._fail()
+        await super().obey(version, maintenance)
+
+    async def release(self, dispatch: Dispatch) -> None:
+        await self._fail()
+        await super().release(dispatch)
+
+
+@dataclass
+class Node:
+    """A host, and the agent's part that runs on it; `restart` is a crash and a new start."""
+
+    folder: Path
+    clock: LoopClock = field(default_factory=LoopClock)
+    reports: list[Report] = field(default_factory=list)
+    server: TakesEverything = field(default_factory=TakesEverything)
+
+    def __post_init__(self) -> None:
+        self.host = RecordingHost(clock=self.clock)
+        self.begin()
+
+    def begin(self) -> None:
+        self.journal = Full(self.folder / "journal.db")
+        self.uploader = LogUploader(
+            link=self.server, spool=LogSpool(self.folder / "spool"), settings=UploaderSettings()
+        )
+        self.runner = Runner(
+            runtime=FakeRuntime(self.host),
+            journal=self.journal,
+            uploader=self.uploader,
+            reporter=self,
+            envs={},
+            clock=self.clock,
+            settings=RunnerSettings(),
+        )
+        self.runner.resume()
+
+    def report(self, dispatch: Dispatch, report: Report) -> None:
+        assert dispatch == DISPATCH
+        self.reports.append(report)
+
+    async def crash(self) -> None:
+        await self.runner.close()
+        await self.uploader.close()
+        await self.journal.close()
+        self.reports.clear()
+
+    async def restart(self) -> None:
+        await self.crash()
+        self.begin()
+
+    def end(self) -> PipelineReport | None:
+        """Return the pipeline's end, as it was reported."""
+        ends = [report for report in self.reports if isinstance(report, PipelineReport)]
+        assert len(set(ends)) <= 1
+        return ends[0] if ends else None
+
+    def step(self, name: str = "one") -> StepReport:
+        """Return the last report of a step."""
+        reports = [r for r in self.reports if isinstance(r, StepReport) and r.step == name]
+        return reports[-1]
+
+    async def ended(self) -> Status:
+        await until(lambda: self.end() is not None)
+        end = self.end()
+        assert end is not None
+        return end.status
+
+    async def started(self, count: int = 1) -> None:
+        await until(lambda: len(self.host.starts) == count, every_s=0.01)
+
+    async def released(self) -> None:
+        """Let the server have the end on its disk."""
+        self.runner.release(DISPATCH)
+        await until(lambda: not self.runner._works)
+        await asyncio.sleep(1.0)
+
+
+@asynccontextmanager
+async def on_a_node(folder: Path) -> AsyncIterator[Node]:
+    node = Node(folder)
+    try:
+        yield node
+        assert len(set(node.host.starts)) == len(node.host.starts)  # P1
+    finally:
+        await node.crash()
+
+
+# Orders
+
+
+@virtual_time
+async def test_a_doubled_execute_starts_once(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        one = order(step(duration_s=1))
+        answers = await asyncio.gather(node.runner.take(one), node.runner.take(one))
+        assert [a.outcome for a in answers] == [OrderOutcome.ACCEPTED, OrderOutcome.REPEATED]
+        assert await node.ended() is Status.COMPLETED
+        assert (await node.runner.take(one)).outcome is OrderOutcome.REPEATED
+        await node.restart()
+        assert (await node.runner.take(one)).outcome is OrderOutcome.REPEATED
+
+
+@virtual_time
+async def test_a_cancel_before_its_execute_is_held_and_the_execute_refused(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        # Side by side, as late words arrive; the order of their arrival counts.
+        cancelled, refused = await asyncio.gather(
+            node.runner.take(cancel()), node.runner.take(order(step()))
+        )
+        assert cancelled.outcome is OrderOutcome.ACCEPTED
+        assert (refused.outcome, refused.reason) == (OrderOutcome.REFUSED, "CANCELLED_BY_USER")
+        await node.restart()
+        assert (await node.runner.take(order(step()))).outcome is OrderOutcome.REFUSED
+        assert await node.ended() is Status.CANCELLED
+        assert node.host.starts == []
+        await node.released()
+        assert node.journal.held() == []
+
+
+@virtual_time
+async def test_an_execute_then_its_cancel_runs_nothing_on(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        accepted, cancelled = await asyncio.gather(
+            node.runner.take(order(step(duration_s=99))), node.runner.take(cancel())
+        )
+        assert accepted.outcome is cancelled.outcome is OrderOutcome.ACCEPTED
+        assert await node.ended() is Status.CANCELLED
+        assert node.clock.monotonic_s() < STOP_GRACE_S + 5.0
+
+
+@virtual_time
+async def test_a_full_disk_refuses_and_a_repeat_is_looked_at_anew(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        node.journal.error_code = sqlite3.SQLITE_FULL
+        answers = await asyncio.gather(
+            node.runner.take(order(step())), node.runner.take(order(step()))
+        )
+        assert {(a.outcome, a.reason) for a in answers} == {(OrderOutcome.REFUSED, "JOURNAL")}
+        assert node.runner.held() == []
+        node.journal.error_code = 0
+        assert (await node.runner.take(order(step()))).outcome is OrderOutcome.ACCEPTED
+        assert await node.ended() is Status.COMPLETED
+
+
+@virtual_time
+async def test_what_may_be_in_the_journal_is_not_refused(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        node.journal.error_code = sqlite3.SQLITE_IOERR
+        with pytest.raises(sqlite3.OperationalError):
+            await node.runner.take(order(step()))
+        assert node.runner.held() == []
+        # It had landed all the same.
+        node.journal.error_code = 0
+        await node.journal.accept(order(step()), LogKey("p", "one", 1), now=node.clock.now())
+        assert (await node.runner.take(order(step()))).outcome is OrderOutcome.ACCEPTED
+        assert await node.ended() is Status.COMPLETED
+
+
+@virtual_time
+async def test_a_full_queue_of_the_journal_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with on_a_node(tmp_path) as node:
+
+        async def full(*_: object, **__: object) -> None:
+            raise QueueFullError
+
+        monkeypatch.setattr(node.journal, "accept", full)
+        answer = await node.runner.take(order(step()))
+        assert (answer.outcome, answer.reason) == (OrderOutcome.REFUSED, "JOURNAL")
+
+
+@virtual_time
+async def test_a_cancel_that_cannot_be_journaled_ends_what_runs_and_comes_again(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=99)))
+        await node.started()
+        node.journal.error_code = sqlite3.SQLITE_FULL
+        with pytest.raises(sqlite3.OperationalError):
+            await node.runner.take(cancel())
+        assert await node.ended() is Status.CANCELLED
+
+
+@virtual_time
+async def test_a_cancel_is_a_repeat_only_once_it_is_on_disk(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=99, ignore_stop=1)))
+        await node.started()
+        node.journal.error_code = sqlite3.SQLITE_FULL
+        with pytest.raises(sqlite3.OperationalError):
+            await node.runner.take(cancel())
+        node.journal.error_code = 0
+        assert (await node.runner.take(cancel())).outcome is OrderOutcome.ACCEPTED
+        assert (await node.runner.take(cancel())).outcome is OrderOutcome.REPEATED
+        assert (await node.runner.take(cancel(force=True))).outcome is OrderOutcome.ACCEPTED
+        held = node.journal.held()
+        assert held[0].cancel is not None
+        assert held[0].cancel.force
+
+
+@virtual_time
+async def test_a_release_that_cannot_be_journaled_is_repeated(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step()))
+        await node.ended()
+        node.journal.error_code = sqlite3.SQLITE_FULL
+        node.runner.release(DISPATCH)
+        await asyncio.sleep(5.0)
+        assert node.host.runs() != ()  # the journal first, then the remains
+        node.journal.error_code = 0
+        await node.released()
+        assert node.host.runs() == ()
+        assert node.journal.held() == []
+
+
+# Cancel
+
+
+@pytest.mark.parametrize(
+    ("slow", "at_s", "starts"),
+    [
+        ({"prepare_s": 600}, 1.0, 0),
+        ({"start_s": 1, "duration_s": 600}, 0.5, 1),
+        ({"duration_s": 600}, 1.0, 1),
+        ({"duration_s": 600, "ignore_stop": 1}, 1.0, 1),
+    ],
+)
+def test_a_cancel_ends_a_step_within_its_grace_and_5_s(
+    tmp_path: Path, slow: dict[str, Any], at_s: float, starts: int
+) -> None:
+    @virtual_time
+    async def check() -> None:
+        async with on_a_node(tmp_path) as node:
+            await node.runner.take(order(step(**slow), step("two")))
+            await asyncio.sleep(at_s)
+            await node.runner.take(cancel())
+            before_s = node.clock.monotonic_s()
+            assert await node.ended() is Status.CANCELLED
+            assert node.clock.monotonic_s() - before_s < STOP_GRACE_S + 5.0
+            assert len(node.host.starts) == starts
+            assert (node.step().status, node.step().message) == (Status.CANCELLED, "enough")
+            assert node.step("two").reason is Reason.SKIPPED
+
+    check()
+
+
+@virtual_time
+async def test_a_cancel_during_a_backoff_makes_no_more_tries(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(attempts=3, exit_code=1)))
+        await until(lambda: bool(node.reports) and node.step().reason is Reason.RETRYING)
+        await node.runner.take(cancel())
+        assert await node.ended() is Status.CANCELLED
+        assert len(node.host.starts) == 1
+
+
+@virtual_time
+async def test_a_clean_up_runs_after_a_cancel_and_force_ends_it(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        tidy = step("tidy", condition=Condition.ALWAYS, duration_s=600)
+        await node.runner.take(order(step(duration_s=600), tidy))
+        await node.started()
+        await node.runner.take(cancel())
+        await node.started(2)
+        await asyncio.sleep(60.0)
+        assert node.end() is None
+        await node.runner.take(cancel(force=True))
+        assert await node.ended() is Status.CANCELLED
+        assert node.clock.monotonic_s() < 60.0 + 2 * (STOP_GRACE_S + 5.0)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_clean_up_that_runs_when_the_cancel_comes_is_ended_also_after_a_restart(
+    tmp_path: Path, force: bool
+) -> None:
+    @virtual_time
+    async def check() -> None:
+        async with on_a_node(tmp_path) as node:
+            await node.runner.take(
+                order(step("tidy", condition=Condition.ALWAYS, duration_s=600, ignore_stop=1))
+            )
+            await node.started()
+            await node.runner.take(cancel(force=force))
+            await node.restart()
+            assert await node.ended() is Status.CANCELLED
+            assert node.clock.monotonic_s() < 20.0
+
+    check()
+
+
+@virtual_time
+async def test_a_clean_up_begun_after_the_cancel_goes_on_after_a_restart(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        tidy = step("tidy", condition=Condition.ALWAYS, duration_s=30)
+        await node.runner.take(order(step(duration_s=600), tidy))
+        await node.started()
+        await node.runner.take(cancel())
+        await node.started(2)
+        await node.restart()
+        assert await node.ended() is Status.CANCELLED
+        assert node.step("tidy").status is Status.COMPLETED
+
+
+@virtual_time
+async def test_force_is_remembered(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        tidy = step("tidy", condition=Condition.ALWAYS, duration_s=600)
+        await node.runner.take(order(step(duration_s=600, ignore_stop=1), tidy))
+        await node.started()
+        await node.runner.take(cancel(force=True))
+        await node.restart()
+        assert await node.ended() is Status.CANCELLED
+        assert len(node.host.starts) == 1
+
+
+# Restarts
+
+
+@virtual_time
+async def test_a_running_step_is_found_and_ended_after_a_cancel_and_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=600, ignore_stop=1)))
+        await node.started()
+        await node.runner.take(cancel())
+        await node.restart()
+        assert await node.ended() is Status.CANCELLED
+        await node.released()
+        assert node.host.runs() == ()
+
+
+@virtual_time
+async def test_a_running_retry_is_found_after_a_cancel_and_a_restart(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(attempts=2, duration_s=20, exit_code=1, ignore_stop=1)))
+        await node.started(2)
+        await node.runner.take(cancel())
+        await node.restart()
+        assert await node.ended() is Status.CANCELLED
+        assert node.step().attempt == 2
+        await node.released()
+        assert node.host.runs() == ()
+
+
+@virtual_time
+async def test_a_restart_says_nothing_of_tries_that_others_have_followed(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        flaky = step(attempts=3, exit_code=1, duration_s=1)
+        await node.runner.take(order(flaky))
+        await node.started(3)
+        await node.restart()
+        await node.ended()
+        assert {r.attempt for r in node.reports if isinstance(r, StepReport)} == {3}
+
+
+@virtual_time
+async def test_a_timeout_that_passed_during_a_restart_leaves_the_clean_up_alone(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        tidy = step("tidy", condition=Condition.ALWAYS, duration_s=30)
+        await node.runner.take(order(step(duration_s=50), tidy, timeout_s=20.0))
+        await node.started()
+        await node.crash()
+        await asyncio.sleep(30.0)
+        node.begin()
+        assert await node.ended() is Status.FAILED
+        assert (node.step().status, node.step().reason) == (Status.FAILED, Reason.TIMEOUT)
+        assert node.step("tidy").status is Status.COMPLETED
+
+
+@virtual_time
+async def test_logs_go_up_before_the_journal_forgets(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        node.server.here.clear()
+        await node.runner.take(order(step(log_lines=9)))
+        assert await node.ended() is Status.COMPLETED
+        assert node.step().log_length_bytes is not None
+        node.runner.release(DISPATCH)
+        await asyncio.sleep(1.0)
+        assert node.runner.held() == []
+        await node.crash()
+        node.server.here.set()
+        node.begin()
+        await node.ended()
+        await node.released()
+        assert node.server.lengths == {LogKey("p", "one", 1): node.step().log_length_bytes}
+        assert node.host.runs() == ()
+
+
+@virtual_time
+async def test_what_a_crash_left_behind_a_release_is_removed(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.host.start(LogKey("gone", "one", 1), ContainerSpec(), service=False)
+        await node.restart()
+        await until(lambda: node.host.runs() == ())
+
+
+SCENARIOS: Mapping[str, Callable[[], ExecuteOrder]] = {
+    "steps": lambda: order(
+        step(duration_s=1, log_lines=2),
+        step("two", attempts=2, exit_code=1, prepare_s=0.5),
+        step("three", condition=Condition.FAILURE, start_s=0.5),
+        step("four", condition=Condition.ALWAYS),
+    ),
+    "service": lambda: order(step(service=True), step("two")),
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("first", range(0, 120, 40))
+def test_a_crash_at_any_moment_changes_nothing_in_the_end(
+    tmp_path: Path, scenario: str, first: int
+) -> None:
+    @virtual_time
+    async def outcome(folder: Path, moment: int | None) -> list[tuple[object, ...]]:
+        async with on_a_node(folder) as node:
+            taking = asyncio.ensure_future(node.runner.take(SCENARIOS[scenario]()))
+            if moment is not None:
+                for _ in range(moment):
+                    await asyncio.sleep(0)
+                taking.cancel()
+                await asyncio.gather(taking, return_exceptions=True)
+                await node.restart()
+            await node.runner.take(SCENARIOS[scenario]())
+            await node.ended()
+            steps = [node.step(s.name) for s in SCENARIOS[scenario]().steps]
+            end = node.end()
+            assert end is not None
+            await node.released()
+            assert node.journal.held() == []
+            services = [service.key for service in node.journal.services()]
+            assert list(node.host.runs()) == services
+            found: list[tuple[object, ...]] = [(s.status, s.reason, s.attempt) for s in steps]
+            return [*found, (end.status, end.reason), tuple(services)]
+
+    moments: list[int | None] = [None, *range(first, first + 40, 2)]
+    for moment in moments:
+        (tmp_path / f"{moment}").mkdir()
+    usual, *others = (outcome(tmp_path / f"{moment}", moment) for moment in moments)
+    assert others == [usual] * len(others)
+
+
+# Ends
+
+
+@virtual_time
+async def test_a_step_timeout_ends_the_step(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=600, timeout_s=5.0)))
+        assert await node.ended() is Status.FAILED
+        assert node.step().reason is Reason.TIMEOUT
+        assert node.clock.monotonic_s() < 5.0 + STOP_GRACE_S + 5.0
+
+
+@virtual_time
+async def test_a_failed_step_is_tried_again_as_often_as_granted(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(attempts=3, exit_code=4)))
+        assert await node.ended() is Status.FAILED
+        assert [key.attempt for key in node.host.starts] == [1, 2, 3]
+        assert (node.step().attempt, node.step().exit_code) == (3, 4)
+        assert node.clock.monotonic_s() >= 1.0 + 2.0  # the backoff doubles
+
+
+@virtual_time
+async def test_a_step_that_cannot_start_says_why_in_words_that_can_be_sent(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(start_error="no\0luck" + "!" * 100_000)))
+        assert await node.ended() is Status.FAILED
+        assert node.step().reason is Reason.START_FAILED
+        assert node.step().message.startswith("no\N{REPLACEMENT CHARACTER}luck")
+        assert len(node.step().message) == RunnerSettings().message_chars_max
+
+
+@virtual_time
+async def test_a_service_lives_on_and_goes_when_it_ends(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(service=True, duration_s=100)))
+        assert await node.ended() is Status.COMPLETED
+        await node.released()
+        assert len(node.host.runs()) == 1
+        await node.restart()
+        await until(lambda: node.host.runs() == (), timeout_s=200.0)
+        assert node.journal.services() == []
+
+
+@virtual_time
+async def test_a_service_that_ends_at_once_has_failed(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(service=True, duration_s=0.1)))
+        assert await node.ended() is Status.FAILED
+        await node.released()
+        assert node.host.runs() == ()
+
+
+@virtual_time
+async def test_ending_everything_leaves_nothing(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        tidy = step("tidy", condition=Condition.ALWAYS, duration_s=600, ignore_stop=1)
+        await node.runner.take(order(step(duration_s=600), tidy))
+        await node.started()
+        await node.runner.end_everything("over")
+        end = node.end()
+        assert end is not None
+        assert (end.status, end.reason) == (Status.CANCELLED, Reason.AGENT_STOPPED)
+        assert all(node.host.end(run) for run in node.host.runs())
+
+
+# Maintenance
+
+
+def state(target: Maintenance, version: int) -> StateOrder:
+    return StateOrder(
+        node_id="n1", version=version, target=target, reason="", requested_at=Instant(0)
+    )
+
+
+@virtual_time
+async def test_a_state_is_confirmed_only_once_it_is_on_disk(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        node.journal.error_code = sqlite3.SQLITE_FULL
+        with pytest.raises(sqlite3.OperationalError):
+            await node.runner.take(state(Maintenance.MAINTENANCE, 2))
+        refused = await node.runner.take(order(step()))
+        assert refused.reason == "STATE_VERSION"
+        node.journal.error_code = 0
+        answer = await node.runner.take(state(Maintenance.MAINTENANCE, 2))
+        assert answer.confirmation is not None
+        assert node.journal.state() == (2, Maintenance.MAINTENANCE)
+
+
+@virtual_time
+async def test_disabled_is_confirmed_when_nothing_lives(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        slow = step("tidy", condition=Condition.ALWAYS, duration_s=600, ignore_stop=1)
+        slow = replace(slow, container=replace(slow.container, stop_grace_period_s=40.0))
+        await node.runner.take(order(step(service=True), step("two", duration_s=600), slow))
+        await node.started(2)
+        answer = await node.runner.take(state(Maintenance.DISABLED, 2))
+        assert answer.confirmation is not None
+        assert answer.confirmation.remaining == ()
+        assert all(node.host.end(run) for run in node.host.runs())
