@@ -349,8 +349,12 @@ def set_link(
 
 def set_last_heartbeats(conn: Connection, beats: Sequence[tuple[str, Instant]]) -> None:
     """Write down when nodes were last heard; not one row a heartbeat but all of some seconds."""
-    for node_id, at in beats:
-        conn.execute(update(schema.nodes).where(_nodes.id == node_id).values(last_heartbeat_at=at))
+    conn.execute(
+        update(schema.nodes)
+        .where(_nodes.id == bindparam("heard_id"))
+        .values(last_heartbeat_at=bindparam("heard_at")),
+        [{"heard_id": node_id, "heard_at": at} for node_id, at in beats],
+    )
 
 
 def set_condition(
