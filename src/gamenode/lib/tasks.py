@@ -31,7 +31,11 @@ class Supervisor:
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` once; a failure is logged."""
-        task = self._add(name, self._logged(name, work))
+        try:
+            task = self._add(name, self._logged(name, work))
+        except RuntimeError:
+            work.close()
+            raise
         # One that is cancelled before its first step never gets to await it.
         task.add_done_callback(lambda _: work.close())
         return task
