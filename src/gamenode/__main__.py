@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import secrets
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from gamenode import __version__
 from gamenode.cli.command import DURATION, Command, Invocation, pass_invocation
 from gamenode.cli.main import cli
 from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.lib.folder import FolderError
 from gamenode.lib.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from gamenode.server.app import Server
     from gamenode.server.settings import ServerSettings
     from gamenode.sim.fleet import FleetSettings, Outcome
+    from gamenode.telemetry import LogLevel
 
 _PREFIX: Final = "GAMENODE_"
 _DEV_CHILD: Final = "GAMENODE_DEV_CHILD"
@@ -67,6 +70,7 @@ AGENT_SECTIONS: Final = frozenset(
         "logs",
     }
 )
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _CHILD_STOP_S: Final = 40.0
 _ONLINE_S: Final = 15.0
 
@@ -87,7 +91,7 @@ Result = TypeVar("Result")
 @click.option("--grpc", metavar="ADDR", help="Where gRPC listens.  [127.0.0.1:9090]")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="The data folder.")
 @click.option("--database", metavar="URL", help="postgresql://…  [SQLite in the data folder]")
-@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+@click.option("--log-level", type=click.Choice(_LOG_LEVELS))
 def server_command(config: Path | None, database: str | None, **flags: object) -> None:
     """Run the control plane."""
     from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
@@ -110,7 +114,7 @@ def server_command(config: Path | None, database: str | None, **flags: object) -
 @click.option("--node", "node_id", metavar="ID", help="This node's id.  [the host's name]")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="The data folder.")
 @click.option("--runtime", type=click.Choice(["auto", "docker", "process"]))
-@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+@click.option("--log-level", type=click.Choice(_LOG_LEVELS))
 def agent_command(config: Path | None, **flags: object) -> None:
     """Run the agent of this host. On SIGTERM it leaves; what it started goes on."""
     from gamenode.agent.settings import AgentSettings  # noqa: PLC0415 - see the module
@@ -137,7 +141,7 @@ def agent_command(config: Path | None, **flags: object) -> None:
 )
 @click.option("--runtime", type=click.Choice(["auto", "docker", "process"]), default="auto")
 @click.option("--agents", type=click.IntRange(1, 100), default=1, help="How many nodes.  [1]")
-@click.option("--log-level", metavar="LEVEL", default="warning", help="[warning]")
+@click.option("--log-level", type=click.Choice(_LOG_LEVELS), default="warning", help="[warning]")
 def dev_command(
     http: str | None,
     grpc: str | None,
@@ -159,11 +163,12 @@ def dev_command(
         _spawn_agent(name, settings.server.grpc, data, runtime, log_level) for name in names
     ]
     try:
-        _run(_develop(settings, names, children), level=log_level, fast=True)
+        _run(_develop(settings, names, children), level=settings.server.log_level, fast=True)
     finally:
+        # Nothing of a start that failed may stay behind: the agents leave; they end no step.
         for child in children:
-            if child.stdin is not None:
-                child.stdin.close()
+            assert child.stdin is not None
+            child.stdin.close()
 
 
 @click.command(
@@ -193,7 +198,12 @@ def dev_command(
     metavar="DURATION",
     help="How often a summary is written to standard error.",
 )
-@click.option("--log-level", metavar="LEVEL", default="error", help="[error]")
+@click.option(
+    "--log-level",
+    type=click.Choice(_LOG_LEVELS),
+    default="error",
+    help="[error]",
+)
 @pass_invocation
 def sim_command(
     invocation: Invocation,
@@ -224,7 +234,9 @@ def sim_command(
         summary_interval_s=interval,
     )
     invocation.output.tell(f"seed {settings.seed}")
-    outcome = _run(_simulate(settings, invocation), level=log_level)
+    from gamenode.telemetry import LogLevel  # noqa: PLC0415 - see the module
+
+    outcome = _run(_simulate(settings, invocation), level=LogLevel(log_level))
     invocation.output.item(outcome.body(), VIEW)
     return 0 if outcome.kept else EXIT_ENDED_BADLY
 
@@ -286,15 +298,8 @@ async def _develop(
     settings: ServerSettings, names: Sequence[str], children: Sequence[subprocess.Popen[bytes]]
 ) -> None:
     stopped = _on_signals()
-    try:
-        server = _make_server(settings)
-        await server.start()
-    except BaseException:
-        # Nothing of this start may stay behind; the agents end no step, they only leave.
-        for child in children:
-            assert child.stdin is not None
-            child.stdin.close()
-        raise
+    server = _make_server(settings)
+    await server.start()
     online = asyncio.ensure_future(server.wait_online(names))
     waiting = asyncio.ensure_future(stopped.wait())
     await asyncio.wait([online, waiting], timeout=_ONLINE_S, return_when=asyncio.FIRST_COMPLETED)
@@ -351,6 +356,12 @@ def _make_server(settings: ServerSettings) -> Server:
     from gamenode.lib.ids import UuidV7  # noqa: PLC0415 - see the module
     from gamenode.server.app import Server  # noqa: PLC0415 - see the module
 
+    # Every agent and every reader is a descriptor, and the usual first limit is 1,024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # The database and the logs hold what people run, and keys: for their owner alone, also in a
+    # folder that others may enter.
+    os.umask(0o077)
     clock = SystemClock()
     return Server(settings, clock=clock, ids=UuidV7(clock), random=Random())  # noqa: S311 - spreads retries
 
@@ -364,7 +375,7 @@ def _on_signals() -> asyncio.Event:
     return stopped
 
 
-def _run(main: Coroutine[Any, Any, Result], *, level: str, fast: bool = False) -> Result:
+def _run(main: Coroutine[Any, Any, Result], *, level: LogLevel, fast: bool = False) -> Result:
     from gamenode.telemetry import set_up_logging  # noqa: PLC0415 - see the module
 
     set_up_logging(level)
@@ -373,8 +384,13 @@ def _run(main: Coroutine[Any, Any, Result], *, level: str, fast: bool = False) -
         import uvloop  # noqa: PLC0415 - the server's alone
 
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main)
+    except FolderError as error:
+        raise GameNodeError(
+            ErrorCode.CONFLICT, str(error), hint="choose another folder with --data"
+        ) from error
 
 
 def _settings(
@@ -385,7 +401,7 @@ def _settings(
     foreign: frozenset[str],
 ) -> Settings:
     try:
-        file = tomllib.loads(config.read_text()) if config is not None else {}
+        file = tomllib.loads(config.read_text(encoding="utf-8")) if config is not None else {}
         return load_settings(
             settings_type,
             file=file,
@@ -395,8 +411,10 @@ def _settings(
             flags=flags,
             foreign=foreign,
         )
-    except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
+    except SettingsError as error:
         raise GameNodeError(ErrorCode.INVALID_REQUEST, str(error)) from error
+    except (ValueError, OSError) as error:  # a ValueError: not UTF-8, or not TOML
+        raise GameNodeError(ErrorCode.INVALID_REQUEST, f"{config}: {error}") from error
 
 
 for _command in (dev_command, server_command, agent_command, sim_command):

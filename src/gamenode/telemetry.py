@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Final, TextIO
 
 from gamenode.domain.errors import GameNodeError
@@ -13,7 +14,16 @@ from gamenode.domain.errors import GameNodeError
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def set_up_logging(level: str, *, stream: TextIO | None = None) -> None:
+class LogLevel(StrEnum):
+    """What is logged: this, and what is graver."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def set_up_logging(level: LogLevel, *, stream: TextIO | None = None) -> None:
     """Send every log record to `stream` (standard error), as text on a terminal, else as JSON."""
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)

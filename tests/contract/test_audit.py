@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 from tests.support.databases import OpenDatabase
 from tests.support.groups import write_together
 
@@ -17,6 +19,7 @@ from gamenode.server.db.database import Database
 from gamenode.server.db.schema import audit as table
 from gamenode.server.events import audit
 from gamenode.server.events.audit import AuditVerdict
+from gamenode.server.events.audit_log import AuditLog
 from gamenode.server.events.feed import EventFeed, EventFeedSettings
 
 KEY = b"a test's key"
@@ -217,3 +220,55 @@ async def test_retention_leaves_a_checkpoint_that_nobody_can_forge(
         lambda conn: conn.execute(delete(table).where(table.c.id == first)).close()
     )
     assert not (await verified(database)).ok
+
+
+async def test_a_cut_tail_is_found_without_a_head_by_the_server_that_saw_it(
+    database_url: str, open_database: OpenDatabase
+) -> None:
+    database = await open_database(database_url)
+    feed = EventFeed(database, settings=EventFeedSettings(), audit_key=KEY)
+    database.on_commit(feed)
+    log = AuditLog(database, key=KEY, head=lambda: feed.audit_head)
+    for target in "abcd":
+        await database.write(act(target))
+    assert (await log.verify()).ok
+    newest = (await log.list(limit=1, before=None))[0].id
+    await database.write(
+        lambda conn: conn.execute(delete(table).where(table.c.id >= newest - 1)).close()
+    )
+    cut = await log.verify()
+    assert (cut.ok, cut.rows, cut.first_bad) == (False, 2, newest - 1)
+    # What is appended later does not cover it, not for a server that starts afterwards either.
+    await database.write(act("e"))
+    for verdict in (await log.verify(), await verified(database)):
+        assert (verdict.ok, verdict.rows) == (False, 2)
+        assert verdict.first_bad is not None
+        assert verdict.first_bad > newest
+
+
+async def test_a_long_walk_blocks_no_writer_and_no_second_walk_joins_it(
+    database_url: str, open_database: OpenDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, ids = await filled(database_url, open_database)
+    log = AuditLog(database, key=KEY, head=lambda: None)
+    walk, go_on = audit._walk, threading.Event()
+
+    def slow_walk(conn: Connection) -> Iterator[RowMapping]:
+        for row in walk(conn):
+            yield row
+            assert go_on.wait(20.0)
+
+    monkeypatch.setattr(audit, "_walk", slow_walk)
+    walking = asyncio.ensure_future(log.verify())
+    try:
+        await asyncio.sleep(0)
+        with pytest.raises(GameNodeError) as refused:
+            await log.verify()
+        assert refused.value.code is ErrorCode.RESOURCE_EXHAUSTED
+        async with asyncio.timeout(10.0):
+            await database.write(act("meanwhile"))
+        assert not walking.done()
+    finally:
+        go_on.set()
+    assert (await walking).ok
+    assert (await log.verify()).rows == len(ids) + 1

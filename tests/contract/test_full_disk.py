@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import subprocess
@@ -70,6 +71,23 @@ async def test_who_fills_the_file_is_refused_and_the_others_commit(
     assert await database.read(keys) == ["a", "b"]
     await limit_pages(database, None)
     assert await database.write(put("BIG", size_bytes=BIG_BYTES)) == "BIG"
+
+
+async def test_a_full_disk_is_logged_once_and_so_is_its_end(
+    sqlite_url: str, open_database: OpenDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gamenode")
+    database = await open_database(sqlite_url)
+    await limit_pages(database, 20)
+    for _ in range(3):
+        with pytest.raises(GameNodeError) as refused:
+            await database.write(put("BIG", size_bytes=BIG_BYTES))
+        assert_full(refused.value)
+    assert await database.write(put("small")) == "small"
+    assert [getattr(record, "event", "") for record in caplog.records] == [
+        "database.full",
+        "database.writable",
+    ]
 
 
 async def test_two_that_fill_the_file_do_not_take_the_third_along(

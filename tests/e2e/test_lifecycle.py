@@ -116,9 +116,9 @@ def test_a_data_folder_in_use_is_refused(cluster: Cluster) -> None:
         name="second-server",
     ).done()
     agent = cluster.agent_unawaited().done()
-    for done, what in ((server, "server"), (agent, "agent")):
+    for done, folder in ((server, "server"), (agent, "agent")):
         assert done.exit_code == CONFLICT, done
-        assert f"is in use by another {what}" in done.stderr
+        assert f"another process uses the folder {cluster.folder}/{folder}" in done.stderr
         assert "--data" in done.stderr
     assert cluster.run(pipeline(step("a", "true"))).exit_code == 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import platform
@@ -29,6 +28,7 @@ from gamenode.agent.uploader import LogUploader
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.node import NodeType, Registration, node_id_of
 from gamenode.lib.clock import Clock
+from gamenode.lib.folder import hold_folder
 from gamenode.lib.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Agent:
             )
         self._node_type = _node_type(settings.agent)
         data = settings.agent.data.absolute()
-        self._lock = None if journal is not None else _lock_folder(data)
+        self._lock = None if journal is not None else hold_folder(data)
         self._runtime = runtime or _make_runtime(settings.agent, data, self._node_id, clock)
         self._link = link or GrpcLink(settings.agent.server, settings.link)
         self._owns_journal = journal is None
@@ -214,19 +214,3 @@ def _make_runtime(settings: HostSettings, data: Path, node_id: str, clock: Clock
                 f"there is no runtime {wanted}",
                 hint="choose auto, docker or process",
             )
-
-
-def _lock_folder(folder: Path) -> int:
-    """Make the data folder, and hold it for this process alone (rule RL3)."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise GameNodeError(
-            ErrorCode.CONFLICT,
-            f"the data folder {folder} is in use by another agent",
-            hint="stop it, or choose another folder with --data",
-        ) from error
-    return descriptor

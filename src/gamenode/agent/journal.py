@@ -5,6 +5,7 @@ One SQLite file, written in groups, each durable before its callers go on (rule 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Sequence
@@ -130,6 +131,8 @@ class Journal:
             GameNodeError: CONFLICT, another build's tables are in it; UNAVAILABLE, it cannot be
                 written.
         """
+        if path is not None:
+            _make_private(path)
         self._connection = sqlite3.connect(
             path or ":memory:", isolation_level=None, check_same_thread=False
         )
@@ -411,3 +414,13 @@ def _insert_try(connection: sqlite3.Connection, dispatch: Dispatch, begun: Try) 
             begun.after_timeout,
         ),
     )
+
+
+def _make_private(path: Path) -> None:
+    """Make the file for its owner alone, since orders hold values; SQLite's others follow it."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise GameNodeError(
+            ErrorCode.UNAVAILABLE, f"the agent's journal {path} cannot be used: {error.strerror}"
+        ) from error

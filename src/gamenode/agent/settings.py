@@ -13,6 +13,7 @@ from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
 from gamenode.agent.session import SessionSettings
 from gamenode.agent.uploader import UploaderSettings
+from gamenode.telemetry import LogLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class HostSettings:
     """`docker`, `process`, or `auto`: docker where an engine answers, else process."""
     engine_socket: Path = Path("/var/run/docker.sock")
     """The engine's API; Podman's socket serves as well."""
-    log_level: str = "info"
+    log_level: LogLevel = LogLevel.INFO
     """`debug`, `info`, `warning` or `error`."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What the host says of itself; selectors know them as `host/NAME`."""
@@ -44,6 +45,7 @@ class EnvSettings:
     """Values that this node supplies to pipelines, by name."""
 
     values: Mapping[str, str] = field(default_factory=dict)
+    """A table: name = "value". Pipelines name them; the server learns the names alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,9 +28,7 @@ def _shown(value: Any, _now: Instant) -> str:
     """Return a value for people; what is absent is said to be so, and never 0."""
     if value is None or value in ("", []):
         return _ABSENT
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
+    return _plain(value)
 
 
 def _size(value: int | None, _now: Instant) -> str:

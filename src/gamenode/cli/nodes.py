@@ -37,6 +37,7 @@ VIEW: Final = View(
         Column("LABELS", labels("labels")),
         Column("TYPE", field("type"), wide=True),
         Column("AGENT", field("agent_version"), wide=True),
+        Column("INVENTORY", field("inventory_version"), wide=True),
         Column("LINK", field("link.state"), wide=True),
         Column("LINK_SINCE", field("link.since"), age, wide=True),
         Column("LINK_CAUSE", field("link.cause"), wide=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -35,7 +36,8 @@ def load_settings(
     that may share this one's environment: a variable of theirs that means nothing here is theirs.
 
     Raises:
-        SettingsError: an unknown section or name, or a value of the wrong type.
+        SettingsError: an unknown section or name, a value of the wrong type, or a number that no
+            bound, count or time can be.
     """
     sections = typing.get_type_hints(settings_type)
     given: dict[str, dict[str, object]] = {name: {} for name in sections}
@@ -56,7 +58,9 @@ def load_settings(
             raise SettingsError(f"{variable}: {_unknown('section', section, sections)}")
         given[section][name] = _read(sections[section], section, name, text, where=variable)
     for section, values in flags.items():
-        given[section].update({name: v for name, v in values.items() if v is not None})
+        for name, value in values.items():
+            if value is not None:
+                given[section][name] = _read(sections[section], section, name, value, where="flag")
     built = {}
     for section, section_type in sections.items():
         try:
@@ -73,9 +77,24 @@ def _read(section_type: Any, section: str, name: str, value: object, *, where: s
             f"{where}: {_unknown('setting', f'{section}.{name}', _names(section, hints))}"
         )
     try:
-        return _convert(hints[name], value)
+        converted = _convert(hints[name], value)
+        if isinstance(converted, int | float):
+            _check_number(name, converted)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{where}: {section}.{name}: {error}") from error
+    return converted
+
+
+def _check_number(name: str, value: float) -> None:
+    """Refuse a number that no setting of this name can mean.
+
+    Half of the standard library takes a bound of 0 for none at all.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"must be a number from 0 on, not {value}")
+    counts = type(value) is int and not name.endswith(("retries", "_min"))
+    if value == 0 and (counts or name.endswith(("_max", "interval_s"))):
+        raise ValueError("must be more than 0")
 
 
 def _fields(section_type: Any) -> set[str]:

@@ -16,13 +16,17 @@ class Supervisor:
 
     A loop started with `keep` is started again after a failure, `restart_s` later, since one bad
     row must not stop the work on all others; the failure is logged with its traceback. A task
-    started with `start` runs once.
+    started with `start` runs once. A failure that is one of `expected` says all in its message: it
+    is logged in one line, and once while a loop meets nothing else.
     """
 
-    def __init__(self, *, restart_s: float = 1.0) -> None:
+    def __init__(
+        self, *, restart_s: float = 1.0, expected: type[Exception] | tuple[()] = ()
+    ) -> None:
         """Own no task yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._restart_s = restart_s
+        self._expected = expected
         self._closed = False
 
     def keep(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -31,11 +35,9 @@ class Supervisor:
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` once; a failure is logged."""
-        try:
-            task = self._add(name, self._logged(name, work))
-        except RuntimeError:
+        if self._closed:
             work.close()
-            raise
+        task = self._add(name, self._logged(name, work))
         # One that is cancelled before its first step never gets to await it.
         task.add_done_callback(lambda _: work.close())
         return task
@@ -67,23 +69,30 @@ class Supervisor:
         return task
 
     async def _kept(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        known = ""
         while True:
             try:
                 await loop()
-            except Exception:  # noqa: BLE001 - the last resort of every loop
-                _log.exception(
-                    "loop failed; it starts again", extra={"event": "loop.failed", "loop": name}
-                )
+            except Exception as error:  # noqa: BLE001 - the last resort of every loop
+                if not isinstance(error, self._expected) or str(error) != known:
+                    self._say("loop failed; it starts again", error, event="loop.failed", name=name)
+                known = str(error)
             else:
                 return
             await asyncio.sleep(self._restart_s)
 
-    @staticmethod
-    async def _logged(name: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _logged(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except Exception:  # noqa: BLE001 - the last resort of every task
-            _log.exception("task failed", extra={"event": "task.failed", "task": name})
+        except Exception as error:  # noqa: BLE001 - the last resort of every task
+            self._say("task failed", error, event="task.failed", name=name)
+
+    def _say(self, message: str, error: Exception, *, event: str, name: str) -> None:
+        extra = {"event": event, "task": name}
+        if isinstance(error, self._expected):
+            _log.warning("%s: %s: %s", name, message, error, extra=extra)
+        else:
+            _log.error("%s: %s", name, message, exc_info=error, extra=extra)
 
 
 class Wake:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import secrets
@@ -25,6 +24,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from gamenode.domain.command import Closed, CloseReason
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.lib.clock import Clock, after
+from gamenode.lib.folder import hold_folder
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import Supervisor
 from gamenode.server.access.manager import AccessManager, AuthMode, is_loopback
@@ -59,6 +59,7 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 _log = logging.getLogger(__name__)
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
 _PURGE_INTERVAL_S: Final = 3600.0
+_AUDIT_KEY_BYTES: Final = 32
 
 
 class Server:
@@ -68,8 +69,9 @@ class Server:
         """Open the data and put everything together. Blocks; call before the loop has work.
 
         Raises:
-            GameNodeError: an address that may not be listened on, a data folder that another server
-                holds, or a database that cannot be used.
+            GameNodeError: an address that may not be listened on, or a database or key that cannot
+                be used.
+            FolderError: the data folder is another server's, or cannot be written to.
         """
         self._settings = settings
         self._clock = clock
@@ -77,8 +79,7 @@ class Server:
             for address in (settings.server.http, settings.server.grpc):
                 require_loopback(address)
         data = settings.server.data
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = lock_folder(data)
+        self._lock = hold_folder(data)
         database_settings = settings.database
         if not database_settings.url:
             database_settings = replace(
@@ -138,7 +139,7 @@ class Server:
         self._metrics = MetricService(self._database, clock=clock, settings=settings.metrics)
         self._nodes.on_change(self._dispatcher.wake)
         self._feed.on_events(self._dispatcher.hear)
-        self._supervisor = Supervisor()
+        self._supervisor = Supervisor(expected=GameNodeError)
         self._ready = False
         self._health = HealthServicer()
         self._rpc = self._make_rpc(random)
@@ -185,7 +186,7 @@ class Server:
         Raises:
             GameNodeError: CONFLICT, an address is taken.
         """
-        self._http_socket = _listen(self._settings.server.http)
+        self._http_socket = _listen(self._settings.server.http, "--http")
         await self._feed.start()
         await self._access.ensure_admin(self._settings.server.data / "admin-token")
         await self._nodes.load()
@@ -244,6 +245,8 @@ class Server:
     async def _http_ended(self) -> None:
         if self._serving is not None:
             await self._serving
+        elif self._http_socket is not None:
+            self._http_socket.close()  # a start that failed half-way
 
     def _make_rpc(self, random: Random) -> grpc.aio.Server:
         settings = self._settings.rpc
@@ -377,40 +380,37 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def lock_folder(folder: Path) -> int:
-    """Hold a data folder for this process alone; return the descriptor that holds it.
+def _audit_key(path: Path) -> bytes:
+    """Return the key of the audit chain; the first start makes it (RC4).
 
     Raises:
-        GameNodeError: CONFLICT, another process holds it.
+        GameNodeError: CONFLICT, the file holds no key.
     """
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
+    if not path.exists():
+        # Renamed when it is whole: a crash must not leave an empty key, which anybody knows.
+        new = path.with_suffix(".new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_AUDIT_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    key = path.read_bytes()
+    if len(key) != _AUDIT_KEY_BYTES:
         raise GameNodeError(
             ErrorCode.CONFLICT,
-            f"the data folder {folder} is in use by another server",
-            hint="stop it, or choose another folder with --data",
-        ) from error
-    return descriptor
-
-
-def _audit_key(path: Path) -> bytes:
-    """Return the key of the audit chain; the first start makes it (RC4)."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        key = secrets.token_bytes(32)
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
+            f"{path} is not the key of an audit log",
+            hint="put it back from a backup: without it the audit log cannot be verified",
+        )
     return key
 
 
-def _listen(address: str) -> socket.socket:
+def _listen(address: str, flag: str) -> socket.socket:
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -420,12 +420,14 @@ def _listen(address: str) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        raise _taken(address, "--http", error) from error
+        raise _taken(address, flag, error) from error
     listening.setblocking(False)  # noqa: FBT003 - the library's signature
     return listening
 
 
 def _bind_rpc(server: grpc.aio.Server, address: str) -> None:
+    # gRPC does not say why it cannot listen, and writes to standard error; a socket does say it.
+    _listen(address, "--grpc").close()
     try:
         server.add_insecure_port(address)
     except RuntimeError as error:

@@ -22,6 +22,7 @@ from gamenode.server.pipelines.dispatcher import DispatcherSettings
 from gamenode.server.pipelines.manager import PipelineSettings
 from gamenode.server.rpc.agent_link import AgentLinkSettings
 from gamenode.server.rpc.servicer import RpcSettings
+from gamenode.telemetry import LogLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class ListenSettings:
     """Where gRPC listens; as above."""
     data: Path = Path("/var/lib/gamenode")
     """The folder of the SQLite file, the logs and the key of the audit log."""
-    log_level: str = "info"
+    log_level: LogLevel = LogLevel.INFO
     """`debug`, `info`, `warning` or `error`."""
     stop_s_max: float = 8.0
     """How long answers and streams may take to finish when the server stops."""

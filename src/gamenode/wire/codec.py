@@ -606,7 +606,7 @@ def _decode_order(command: pb.Command) -> Order | None:
                 message=command.cancel.message,
                 force=command.cancel.force,
             )
-        case "change_state":
+        case "change_state" if command.change_state.target_state in _MAINTENANCE:
             return StateOrder(
                 node_id=command.change_state.node_id,
                 version=command.change_state.version,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
@@ -17,6 +18,13 @@ async def test_what_was_written_is_there_at_the_next_start(tmp_path: Path) -> No
     journal = Journal(tmp_path / "journal.db")
     assert journal.last_session_epoch() == 7
     await journal.close()
+
+
+def test_the_journal_is_its_owners_alone(tmp_path: Path) -> None:
+    held = Journal(tmp_path / "journal.db")
+    held.state()
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    asyncio.run(held.close())
 
 
 async def test_the_journal_of_another_build_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:

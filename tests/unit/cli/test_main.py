@@ -48,7 +48,9 @@ def _leaves(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[st
             yield (*path, name)
 
 
-LEAVES = list(_leaves(cli))
+# Programs are no commands of this package: `gamenode.__main__` adds them where it is imported.
+PROGRAMS = {("server",), ("agent",), ("dev",), ("sim",)}
+LEAVES = [path for path in _leaves(cli) if path not in PROGRAMS]
 ARGUMENTS = {
     ("run",): ["--detach", "FILE"],
     ("pipelines", "show"): [PIPELINE_ID],

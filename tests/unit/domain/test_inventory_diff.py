@@ -28,7 +28,7 @@ from gamenode.domain.inventory import (
     content_hash,
     with_parts_of,
 )
-from gamenode.domain.inventory_diff import Change, ChangeOp, apply, describe, diff
+from gamenode.domain.inventory_diff import Change, ChangeOp, apply, describe, diff, is_loss
 
 # Few values, so that parts share identities and inventories share parts.
 _TEXT = st.none() | st.sampled_from(["a", "b", "a@b", "a#2", "x].y", "["]) | st.text(max_size=3)
@@ -217,3 +217,22 @@ def test_a_failed_part_stays_as_it_was_last_seen(new: Inventory, last: Inventory
     kept = with_parts_of(new, last, {"gpu"})
     assert kept.hardware == replace(new.hardware, gpu=last.hardware.gpu)
     assert kept.software == replace(new.software, gpu_driver=last.software.gpu_driver)
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (Change(ChangeOp.REMOVED, "gpu[G1]", {"model": "L4"}, None), True),
+        (Change(ChangeOp.REMOVED, "memory.modules[M1]", {"slot": "A1"}, None), True),
+        (Change(ChangeOp.REMOVED, "interfaces[eth1]", {"name": "eth1"}, None), False),
+        (Change(ChangeOp.ADDED, "gpu[G1]", None, {"model": "L4"}), False),
+        (Change(ChangeOp.REMOVED, "gpu[G1].driver_version", "550", None), False),
+        (Change(ChangeOp.MOVED, "memory.modules[M1].slot", "A1", "B1"), False),
+        (Change(ChangeOp.CHANGED, "cpu[0].cores", 16, 8), True),
+        (Change(ChangeOp.CHANGED, "cpu[0].cores", 8, 16), False),
+        (Change(ChangeOp.CHANGED, "memory.total_bytes", 64 << 30, 32 << 30), True),
+        (Change(ChangeOp.CHANGED, "memory.total_bytes", 64 << 30, 63 << 30), False),
+    ],
+)
+def test_a_loss_is_what_a_node_works_with(change: Change, lost: bool) -> None:
+    assert is_loss(change) is lost

@@ -285,3 +285,11 @@ def test_an_unset_status_is_not_pending() -> None:
 
 def test_what_this_agent_does_not_know_is_nothing() -> None:
     assert codec.decode_server_word(pb.ServerMessage()) is None
+
+
+def test_a_state_that_this_agent_does_not_know_is_an_order_that_it_does_not_know() -> None:
+    # Refused, and not taken for one that ends every game.
+    change = pb.StateChangeRequest(version=2, target_state=77)  # type: ignore[arg-type]  # a newer one
+    word = codec.decode_server_word(pb.ServerMessage(command=pb.Command(change_state=change)))
+    assert isinstance(word, FencedOrder)
+    assert word.order is None

@@ -156,7 +156,7 @@ class SpooledLog:
             self._close_segment()
         if self._descriptor is None:
             start = self._end if full else self._starts[-1]
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if full else 0)
             self._descriptor = os.open(self._path(start), flags, 0o600)
             if full:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -87,6 +87,7 @@ class GroupCommit:
         self._hooks: list[CommitHook] = []
         self._outcomes: deque[Sequence[object]] = deque()
         self._writer: _Writer | None = None
+        self._full = False
 
     def on_commit(self, hook: CommitHook) -> None:
         """Add `hook` to every commit, after those added before. Before the first write."""
@@ -108,7 +109,28 @@ class GroupCommit:
                 "a commit was slow",
                 extra={"event": "database.slow", "took_s": took_s, "writes": len(group)},
             )
+        self._note_room(results.values())
         return [results[index] for index in range(len(group))]
+
+    def _note_room(self, results: Collection[Any]) -> None:
+        """Say once that the disk is full, and once that it is not any more (P13)."""
+        if all(isinstance(result, BaseException) for result in results):
+            full = self._full or any(
+                isinstance(result, GameNodeError) and result.code is ErrorCode.STORAGE_FULL
+                for result in results
+            )
+        else:
+            full = False  # one that is refused beside others was too large alone
+        if full is self._full:
+            return
+        self._full = full
+        if full:
+            _log.error(
+                "the database has no room left: nothing is written until there is some",
+                extra={"event": "database.full"},
+            )
+        else:
+            _log.info("the database has room again", extra={"event": "database.writable"})
 
     def _run_all(self, waiting: dict[int, Work], results: dict[int, Any]) -> None:
         """Answer all that wait: together, once more without a culprit, then each alone (RC1)."""

@@ -85,7 +85,7 @@ class EventFeed:
         self._watches: dict[str, dict[Wake, EventFilter]] = {}
         self._watch_count = 0
         self._listeners: list[Callable[[Sequence[Event]], None]] = []
-        self._supervisor = Supervisor()
+        self._supervisor = Supervisor(expected=GameNodeError)
         self._closed = False
 
     async def start(self) -> None:

@@ -47,13 +47,17 @@ class LogSettings:
     """The bounds of storing logs."""
 
     chunk_bytes_max: int = 1024 * 1024
+    """A longer chunk is refused."""
     waiting_bytes_max: int = 64 * 1024 * 1024
     """How much may wait to be written, over all logs."""
     log_bytes_max: int = 32 * 1024 * 1024 * 1024
+    """What is beyond it is refused, and its agent told to stop."""
     open_max: int = 256
     """How many logs are kept open, with their running hashes."""
     group_chunks_max: int = 16
+    """Chunks of one log that are written at once."""
     threads: int = 4
+    """Threads that write."""
     retry_s: float = 1.0
     """The advice to a sender whose chunk could not be taken now."""
     full_retry_s: float = 10.0
@@ -82,6 +86,7 @@ class LogService:
         self._watches: dict[LogKey, set[Wake]] = {}
         self._waiting_bytes = 0
         self._supervisor = Supervisor()
+        self._full = False
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="log-writer")
 
     async def append(
@@ -250,6 +255,9 @@ class LogService:
         loop = asyncio.get_running_loop()
         written = await loop.run_in_executor(self._pool, self._write, log, log.file, group)
         after = written.stored
+        if self._full and after.length_bytes > before.length_bytes:
+            self._full = False
+            _log.info("the disk for logs has room again", extra={"event": "logs.writable"})
         if after.length_bytes != before.length_bytes:
             key, now = lane.key, group[0].now
             moved = await self._database.write(
@@ -325,6 +333,9 @@ class LogService:
         if not isinstance(error, OSError):
             return error
         if error.errno in _NO_ROOM:
+            if not self._full:
+                _log.error("the disk for logs is full", extra={"event": "logs.full"})
+            self._full = True
             return GameNodeError(
                 ErrorCode.STORAGE_FULL,
                 "the disk for logs is full: free some room",

@@ -7,6 +7,8 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
 
 from gamenode.domain.access import Actor
 from gamenode.domain.command import Closed, CloseReason, Statement
@@ -44,6 +46,12 @@ from gamenode.server.nodes.service import (
 from gamenode.server.nodes.states import StateKeeper, StateSettings
 
 _log = logging.getLogger(__name__)
+_SAID_BY_HEARTBEATS: Final = OF_THE_AGENT | {
+    ConditionType.CLOCK_SKEW,
+    ConditionType.AGENT_TOO_OLD,
+    ConditionType.DUPLICATE_IDENTITY,
+}
+"""Conditions that a heartbeat says or ends; what does not hold with the next one is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +59,23 @@ class NodeSettings:
     """Intervals and bounds of nodes (C2)."""
 
     heartbeat_interval_s: float = 15.0
+    """What agents are told: how often to send one."""
     heartbeat_timeout_s: float = 45.0
+    """A node is offline this long after its last accepted one (P7)."""
     reconnect_grace_s: float = 5.0
+    """How long a node stays online after its connection broke."""
     judge_interval_s: float = 1.0
+    """How often it is looked who has fallen silent."""
     stall_s: float = 2.0
     """A loop that was late by more has not judged fairly: what arrived meanwhile comes first."""
     flush_interval_s: float = 5.0
+    """How often the last heartbeats are written down."""
     words_max: int = 10_000
     """How many words may wait for an agent that does not read."""
     log_chunk_bytes_max: int = 1024 * 1024
+    """What agents are told: how long a chunk of a log may be."""
     pipelines_per_node_max: int = 256
+    """A node that has as many takes no more."""
     clock_skew_s_max: float = 5.0
     """A node whose clock is further off has the condition CLOCK_SKEW."""
     agent_version_min: str = "0.1.0"
@@ -192,14 +207,12 @@ class NodeManager:
             )
         known = self._connections.heard(_session(node), online=node.online)
         known.round_trip_s = beat.round_trip_s
-        if beat.sent_at is not None:
-            one_way_s = (beat.round_trip_s or 0.0) / 2
-            known.clock_skew_s = (beat.sent_at - known.heard_at) / NANOSECONDS_PER_S + one_way_s
+        clock_skew_s = _note_skew(known, beat)
         if not known.online:
             await self._set_online(known, "heartbeat")
         change = node.state_change
         try:
-            await self._note_conditions(node, beat, known.clock_skew_s)
+            await self._note_conditions(node, beat, clock_skew_s)
             if node.simple and change is not None and change.confirmed_at is None:
                 await self.states.seen(change)
         except GameNodeError as error:
@@ -514,30 +527,21 @@ class NodeManager:
             clock_skew_s=known.clock_skew_s,
         )
 
-    async def _note_conditions(
-        self, node: Node, beat: Heartbeat, clock_skew_s: float | None
-    ) -> None:
+    async def _note_conditions(self, node: Node, beat: Heartbeat, clock_skew_s: float) -> None:
         """Write down what has come or gone; not one row a heartbeat."""
-        holding = {
-            condition.type: condition.reason
-            for condition in node.conditions
-            if condition.type not in OF_THE_AGENT
-        }
-        holding.update(beat.conditions)
-        _judge(
-            holding,
-            ConditionType.CLOCK_SKEW,
-            f"its clock is {clock_skew_s or 0.0:+.1f} s off the server's",
-            holds=abs(clock_skew_s or 0.0) > self._settings.clock_skew_s_max,
-        )
-        _judge(
-            holding,
-            ConditionType.AGENT_TOO_OLD,
-            f"its agent is {node.agent_version}; {self._settings.agent_version_min} is needed",
-            holds=bool(node.agent_version)
-            and _version(node.agent_version) < _version(self._settings.agent_version_min),
-        )
-        holding.pop(ConditionType.DUPLICATE_IDENTITY, None)
+        holding = dict(beat.conditions)
+        if abs(clock_skew_s) > self._settings.clock_skew_s_max:
+            holding[ConditionType.CLOCK_SKEW] = (
+                f"its clock is {clock_skew_s:+.1f} s off the server's"
+            )
+        needed = self._settings.agent_version_min
+        if node.agent_version and _version(node.agent_version) < _version(needed):
+            holding[ConditionType.AGENT_TOO_OLD] = (
+                f"its agent is {node.agent_version}; {needed} is needed"
+            )
+        for condition in node.conditions:
+            if condition.type not in _SAID_BY_HEARTBEATS:
+                holding[condition.type] = condition.reason
         if holding.keys() != {condition.type for condition in node.conditions}:
             await self._service.set_conditions(node.id, holding, now=self._clock.now())
             await self._refresh(node.id)
@@ -637,15 +641,21 @@ class NodeManager:
             callback()
 
 
-def _judge(
-    holding: dict[ConditionType, str], kind: ConditionType, reason: str, *, holds: bool
-) -> None:
-    if holds:
-        holding.setdefault(kind, reason)
-    else:
-        holding.pop(kind, None)
+def _note_skew(known: Liveness, beat: Heartbeat) -> float:
+    """Keep how far a node's clock is off; return by how much it certainly is, in seconds.
+
+    A heartbeat that was held up on its way looks like a clock that is behind, so two in a row have
+    to say it.
+    """
+    if beat.sent_at is None:
+        return 0.0
+    one_way_s = (beat.round_trip_s or 0.0) / 2
+    skew_s = (beat.sent_at - known.heard_at) / NANOSECONDS_PER_S + one_way_s
+    before_s, known.clock_skew_s = known.clock_skew_s, skew_s
+    return skew_s if before_s is None else min(before_s, skew_s, key=abs)
 
 
+@lru_cache(maxsize=256)
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 

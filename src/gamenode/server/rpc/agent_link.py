@@ -28,10 +28,14 @@ _log = logging.getLogger(__name__)
 class AgentLinkSettings:
     """Bounds of one stream."""
 
+    statement_s_max: float = 15.0
+    """How long a new stream may take to say the first word."""
     reports_waiting_max: int = 1_000
-    """Messages of reports that may wait for the database; then the stream is not read."""
+    """Reports that may wait for the database; then the stream is not read."""
     write_retry_first_s: float = 0.2
+    """The wait after a write that failed; it doubles with each in a row."""
     write_retry_most_s: float = 5.0
+    """The longest such wait."""
 
 
 class AgentLink:
@@ -60,8 +64,19 @@ class AgentLink:
         messages: AsyncIterator[pb.AgentMessage],
         context: grpc.aio.ServicerContext[pb.AgentMessage, pb.ServerMessage],
     ) -> None:
-        """Live with one stream until either side ends it."""
-        first = await anext(messages, None)
+        """Live with one stream until either side ends it.
+
+        Raises:
+            GameNodeError: INVALID_REQUEST; the statement is not the first word, or does not come.
+        """
+        try:
+            async with asyncio.timeout(self._settings.statement_s_max):
+                first = await anext(messages, None)
+        except TimeoutError as error:
+            raise GameNodeError(
+                ErrorCode.INVALID_REQUEST,
+                f"no statement within {self._settings.statement_s_max:g} s",
+            ) from error
         if first is None:
             return
         if first.WhichOneof("content") != "statement":
@@ -77,9 +92,7 @@ class AgentLink:
             )
             await context.write(codec.encode_server_word(closed))
             return
-        reports: asyncio.Queue[list[NumberedReport]] = asyncio.Queue(
-            self._settings.reports_waiting_max
-        )
+        reports: asyncio.Queue[NumberedReport] = asyncio.Queue(self._settings.reports_waiting_max)
         try:
             # Words go out while the statement is reconciled: a stream that is closed meanwhile
             # still hears why.
@@ -95,7 +108,7 @@ class AgentLink:
         self,
         connection: AgentConnection,
         messages: AsyncIterator[pb.AgentMessage],
-        reports: asyncio.Queue[list[NumberedReport]],
+        reports: asyncio.Queue[NumberedReport],
     ) -> None:
         async for message in messages:
             match message.WhichOneof("content"):
@@ -108,7 +121,8 @@ class AgentLink:
                     )
                     connection.say(await self._nodes.heartbeat(beat))
                 case "reports":
-                    await reports.put([codec.decode_report(r) for r in message.reports.reports])
+                    for report in message.reports.reports:
+                        await reports.put(codec.decode_report(report))
                 case "answer":
                     answer = message.answer
                     connection.answered(answer.sequence, codec.decode_answer(answer))
@@ -128,14 +142,14 @@ class AgentLink:
         self,
         connection: AgentConnection,
         statement: Statement,
-        reports: asyncio.Queue[list[NumberedReport]],
+        reports: asyncio.Queue[NumberedReport],
     ) -> None:
         await self._persist(connection, partial(self._pipelines.reconcile, connection, statement))
         self._nodes.opened()
         while True:
-            batch = await reports.get()
-            while not reports.empty() and len(batch) < self._settings.reports_waiting_max:
-                batch += reports.get_nowait()
+            batch = [await reports.get()]
+            while not reports.empty():
+                batch.append(reports.get_nowait())
             await self._persist(connection, partial(self._pipelines.hear, connection, batch))
 
     async def _persist(
