@@ -229,9 +229,9 @@ def _add_starts(
 
 async def test_pipelines_a_second(fleet: Fleet, table: Table) -> None:
     await _burst(fleet, 1.0)
-    before_s = _cpu_s(fleet.server), _cpu_s(fleet.agent)
+    before_s = _cpu_s(fleet.server), _cpu_s(fleet.agent), _children_cpu_s(fleet.agent)
     rate, ended = await _burst(fleet, BURST_S)
-    after_s = _cpu_s(fleet.server), _cpu_s(fleet.agent)
+    after_s = _cpu_s(fleet.server), _cpu_s(fleet.agent), _children_cpu_s(fleet.agent)
     alone = await asyncio.to_thread(_commands_a_second)
     table.add(
         "process: one-step pipelines end to end",
@@ -240,7 +240,8 @@ async def test_pipelines_a_second(fleet: Fleet, table: Table) -> None:
         reference=alone,
         of="commands alone, one after the other",
     )
-    for name, before, after in zip(("server", "agent"), before_s, after_s, strict=True):
+    names = ("server", "agent", "steps and supervisors")
+    for name, before, after in zip(names, before_s, after_s, strict=True):
         table.add(f"  of it, {name} CPU a pipeline", (after - before) / ended * 1e3, "ms")
 
 
@@ -450,7 +451,9 @@ def _supervisor(fleet: Fleet, command: str) -> psutil.Process:
 
 def _empty_python_mb() -> float:
     with subprocess.Popen(
-        (sys.executable, "-c", "input()"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        (sys.executable, "-c", "import sys; sys.stdin.read()"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
     ) as empty:
         time.sleep(0.5)
         return float(psutil.Process(empty.pid).memory_info().rss / 1e6)
@@ -541,6 +544,11 @@ def _await_end(connection: http.client.HTTPConnection, pipeline_id: str) -> None
 def _cpu_s(program: psutil.Process) -> float:
     used = program.cpu_times()
     return float(used.user + used.system)
+
+
+def _children_cpu_s(program: psutil.Process) -> float:
+    used = program.cpu_times()
+    return float(used.children_user + used.children_system)
 
 
 def _quantile(values: Sequence[float], percent: int) -> float:

@@ -10,13 +10,19 @@ from random import Random
 import pytest
 import pytest_asyncio
 from tests.support.groups import HeldWriter
-from tests.support.plane import ControlPlane, fill_disk, registration
+from tests.support.plane import USER, ControlPlane, fill_disk, registration
 from tests.support.time import FakeClock, LoopClock, until, virtual_time
 
 from gamenode.domain.command import Closed, CloseReason, Statement, Welcome
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.inventory import Collection
-from gamenode.domain.node import Heartbeat, Link, Maintenance, Node, RegistrationAnswer, Session
+from gamenode.domain.node import (
+    Heartbeat,
+    Link,
+    Maintenance,
+    Node,
+    NodePatch,
+    RegistrationAnswer,
+)
 from gamenode.server.nodes.connections import AgentConnection
 
 TIMEOUT_S = 45.0
@@ -306,7 +312,7 @@ async def test_who_is_heard_while_another_is_written_down_is_not_taken_for_silen
 async def test_a_read_that_was_overtaken_does_not_bring_a_node_back_online(
     plane: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = await plane.nodes.register(registration())
+    await plane.nodes.register(registration())
     stale = await plane.node_service.get("n1")
     clock.advance(TIMEOUT_S)
     await plane.nodes.judge_once()
@@ -315,9 +321,7 @@ async def test_a_read_that_was_overtaken_does_not_bring_a_node_back_online(
         return stale
 
     monkeypatch.setattr(plane.node_service, "get", overtaken)  # what a slow read returns
-    session = Session(node_id="n1", session_id=answer.session_id, epoch=answer.session_epoch)
-    collection = Collection(inventory=stale.inventory, collected_at=clock.now())
-    await plane.nodes.update_resource_info(session, collection)
+    await plane.nodes.describe("n1", NodePatch(note="a note"), by=USER)
     assert not (await plane.nodes.get("n1")).online
 
 

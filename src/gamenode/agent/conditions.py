@@ -16,9 +16,13 @@ class ConditionSettings:
     """When the host counts as short of something."""
 
     disk_free_bytes_min: int = 512 * 1024 * 1024
+    """With less room on the disk of the data folder, the node takes no work."""
     disk_free_ratio_min: float = 0.02
+    """The same, as a share of the disk."""
     inode_free_ratio_min: float = 0.02
+    """The same, for files."""
     engine_timeout_s: float = 2.0
+    """How long the engine may take to say that it works."""
 
 
 class HostConditions:

@@ -40,8 +40,11 @@ class ReporterSettings:
     check_s: float = 60.0
     """How often the cheap sources are looked at."""
     retries: int = 3
+    """How often a report that failed is sent again."""
     retry_first_s: float = 1.0
+    """The wait before the first of these; it doubles with each."""
     retry_most_s: float = 10.0
+    """The longest such wait."""
 
 
 class InventoryReporter:

@@ -47,10 +47,15 @@ class LinkSettings:
     """Bounds of the link."""
 
     call_timeout_s: float = 15.0
+    """How long an answer of the server is waited for."""
     connect_backoff_first_s: float = 0.05
+    """The wait before a second try to connect; it doubles with each."""
     connect_backoff_most_s: float = 5.0
+    """The longest such wait."""
     keepalive_s: float = 20.0
+    """How often a silent connection is tried."""
     message_bytes_max: int = 16 * 1024 * 1024
+    """A longer message of the server is refused."""
 
 
 class AgentStream(Protocol):

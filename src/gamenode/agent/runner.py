@@ -71,6 +71,7 @@ class RunnerSettings:
     log_wait_s: float = 5.0
     """How long the report of an end waits for the rest of the log (rule RA4)."""
     backoff_s_max: float = 300.0
+    """The longest wait between two tries of a step."""
     service_settle_s: float = 0.5
     """A service that ends sooner has failed to start."""
     clean_up_s_max: float = 10.0

@@ -57,16 +57,22 @@ class SessionSettings:
     """Intervals and bounds of the session (C2, RL5)."""
 
     heartbeat_retries: int = 3
+    """How often a heartbeat that was not answered is sent again."""
     heartbeat_retry_s: float = 5.0
+    """The wait before that."""
     welcome_timeout_s: float = 30.0
+    """How long the server's first word on a stream is waited for."""
     reconnect_first_s: float = 0.2
+    """The wait before a second try at a session; it doubles with each."""
     reconnect_most_s: float = 5.0
+    """The longest such wait while the node may still be online."""
     reconnect_most_long_s: float = 15.0
     """The longest wait once the server has been away for longer than the heartbeat timeout."""
     settled_s: float = 1.0
     """A stream that lasted so long is replaced at once; one that broke sooner counts as a failure,
     like one that never was."""
     reports_per_message_max: int = 500
+    """Reports that go out in one message."""
 
 
 class Outbox:

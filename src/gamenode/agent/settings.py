@@ -45,6 +45,7 @@ class EnvSettings:
     """Values that this node supplies to pipelines, by name."""
 
     values: Mapping[str, str] = field(default_factory=dict)
+    """A table: name = "value". Pipelines name them; the server learns the names alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,6 +89,7 @@ class UploaderSettings:
     idle_interval_s: float = 2.0
     """How long output may wait in the spool while nobody follows."""
     chunk_bytes_max: int = 1024 * 1024
+    """The longest chunk that is sent; the server may want shorter ones."""
     window_chunks: int = 8
     """How many chunks of one log may be on their way."""
     in_flight_chunks_max: int = 32

@@ -6,7 +6,7 @@ again is only what the types need.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -76,7 +76,7 @@ _NODE_TYPES: Final = {
     pb.NODE_TYPE_CONTAINER: NodeType.CONTAINER,
 }
 _NODE_TYPES_OUT: Final = {domain: wire for wire, domain in _NODE_TYPES.items()}
-_MAINTENANCE: Final = {
+_MAINTENANCE: Final[Mapping[int, Maintenance]] = {
     pb.MAINTENANCE_STATE_UNSPECIFIED: Maintenance.NORMAL,
     pb.MAINTENANCE_STATE_NORMAL: Maintenance.NORMAL,
     pb.MAINTENANCE_STATE_MAINTENANCE: Maintenance.MAINTENANCE,
@@ -127,6 +127,11 @@ _AGENT_CONDITIONS: Final = frozenset(str(kind) for kind in OF_THE_AGENT)
 
 def _instant(nanoseconds: int) -> Instant | None:
     return Instant(nanoseconds) if nanoseconds else None
+
+
+def _maintenance(value: int) -> Maintenance:
+    # A newer peer may know states that we do not; such a state allows nothing here.
+    return _MAINTENANCE.get(value, Maintenance.DISABLED)
 
 
 def _reason(text: str) -> Reason:
@@ -199,7 +204,7 @@ def decode_registration_answer(response: pb.RegisterResponse) -> RegistrationAns
     return RegistrationAnswer(
         accepted=response.accepted,
         message=response.message,
-        maintenance=_MAINTENANCE[response.maintenance_state],
+        maintenance=_maintenance(response.maintenance_state),
         session_id=response.session_id,
         session_epoch=response.session_epoch,
         continuation=response.continuation,
@@ -441,7 +446,7 @@ def decode_statement(message: pb.Statement) -> Statement:
         session_id=message.session_id,
         stream_number=message.stream_number,
         state_version=message.state_version,
-        maintenance=_MAINTENANCE[message.maintenance_state],
+        maintenance=_maintenance(message.maintenance_state),
         held=tuple(
             HeldPipeline(
                 dispatch=Dispatch(entry.pipeline_id, entry.attempt),
@@ -520,7 +525,7 @@ def decode_server_word(message: pb.ServerMessage) -> ServerWord | None:
             return HeartbeatResult(
                 counted=message.heartbeat.status == pb.HEARTBEAT_STATUS_OK,
                 message=message.heartbeat.message,
-                maintenance=_MAINTENANCE[message.heartbeat.maintenance_state],
+                maintenance=_maintenance(message.heartbeat.maintenance_state),
                 state_version=message.heartbeat.state_version,
                 send_inventory=message.heartbeat.send_inventory,
             )
@@ -529,7 +534,10 @@ def decode_server_word(message: pb.ServerMessage) -> ServerWord | None:
                 results=tuple(
                     (
                         entry.sequence,
-                        ReportResult(outcome=_REPORT_OUTCOME[entry.outcome], stop=entry.stop),
+                        ReportResult(
+                            outcome=_REPORT_OUTCOME.get(entry.outcome, ReportOutcome.STALE),
+                            stop=entry.stop,
+                        ),
                     )
                     for entry in message.acknowledgements.acknowledgements
                 )
@@ -598,11 +606,11 @@ def _decode_order(command: pb.Command) -> Order | None:
                 message=command.cancel.message,
                 force=command.cancel.force,
             )
-        case "change_state":
+        case "change_state" if command.change_state.target_state in _MAINTENANCE:
             return StateOrder(
                 node_id=command.change_state.node_id,
                 version=command.change_state.version,
-                target=_MAINTENANCE[command.change_state.target_state],
+                target=_maintenance(command.change_state.target_state),
                 reason=command.change_state.reason,
                 requested_at=Instant(command.change_state.time),
                 end_running=command.change_state.end_running,

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import pytest
 
 from gamenode.lib.settings import SettingsError, load_settings
 
 
+class _Mode(StrEnum):
+    FAST = "fast"
+    SAFE = "safe"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Section:
     address: str = "here"
+    mode: _Mode = _Mode.SAFE
     wait_s: float = 1.0
     look_interval_s: float = 1.0
     queue_max: int = 1
@@ -42,12 +49,18 @@ def test_a_flag_beats_the_environment_which_beats_the_file() -> None:
     assert _load(file, environment, {"address": "flag"}).address == "flag"
 
 
+def test_a_choice_is_read_from_its_name() -> None:
+    assert _load({"mode": "fast"}, {}, {}).mode is _Mode.FAST
+    assert _load({}, {"GAMENODE_SERVER__MODE": "fast"}, {}).mode is _Mode.FAST
+
+
 @pytest.mark.parametrize(
     ("variable", "told"),
     [
         ("GAMENODE_SERVER__ADRESS", "did you mean server.address?"),
         ("GAMENODE_SERVR__ADDRESS", "did you mean server?"),
         ("GAMENODE_SERVER__WAIT_S", "could not convert"),
+        ("GAMENODE_SERVER__MODE", "must be one of fast, safe, not 'x'"),
     ],
 )
 def test_a_variable_that_cannot_be_used_is_named(variable: str, told: str) -> None:

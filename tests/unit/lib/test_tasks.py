@@ -134,3 +134,33 @@ async def test_a_supervisor_that_finishes_waits_for_its_tasks_and_takes_no_more(
     assert done == [1]
     with pytest.raises(RuntimeError, match="closed"):
         _ = supervisor.start("late", work())
+
+
+async def test_a_task_that_is_closed_before_it_begins_leaves_nothing_unawaited() -> None:
+    supervisor = Supervisor()
+    begun: list[bool] = []
+
+    async def begins() -> None:
+        begun.append(True)
+
+    _ = supervisor.start("never", begins())  # a warning, if nobody closed its coroutine
+    await supervisor.close()
+    assert begun == []
+
+
+async def test_a_cancel_reaches_all_that_run_side_by_side() -> None:
+    cancelled: list[bool] = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(TIMEOUT_S)
+        finally:
+            cancelled.append(True)
+
+    running = asyncio.ensure_future(until_one_ends(waits(), waits()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert cancelled == [True, True]

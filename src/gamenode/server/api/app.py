@@ -62,6 +62,7 @@ class ApiSettings:
     hosts: frozenset[str] = frozenset()
     """Other names that it goes by; `*` is any."""
     body_bytes_max: int = 1024 * 1024
+    """A longer body of a request is refused."""
     wait_s_max: float = 60.0
     """How long a request may wait for a pipeline's end."""
     streams_max: int = 1000

@@ -43,6 +43,7 @@ class ManagerSettings:
     """The bounds of reading."""
 
     followers_max: int = 1000
+    """How many may follow logs at once."""
     retry_s: float = 5.0
     """The advice to one follower too many."""
 

@@ -47,13 +47,17 @@ class LogSettings:
     """The bounds of storing logs."""
 
     chunk_bytes_max: int = 1024 * 1024
+    """A longer chunk is refused."""
     waiting_bytes_max: int = 64 * 1024 * 1024
     """How much may wait to be written, over all logs."""
     log_bytes_max: int = 32 * 1024 * 1024 * 1024
+    """What is beyond it is refused, and its agent told to stop."""
     open_max: int = 256
     """How many logs are kept open, with their running hashes."""
     group_chunks_max: int = 16
+    """Chunks of one log that are written at once."""
     threads: int = 4
+    """Threads that write."""
     retry_s: float = 1.0
     """The advice to a sender whose chunk could not be taken now."""
     full_retry_s: float = 10.0

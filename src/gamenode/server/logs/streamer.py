@@ -44,6 +44,7 @@ class StreamerSettings:
     stopping_retry_s: float = 1.0
     """The advice to a follower when the server stops."""
     threads: int = 4
+    """Threads that read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,11 @@ class MetricSettings:
     """Bounds of the journal."""
 
     journal_bytes_max: int = 1024 * 1024 * 1024
+    """A report that would go beyond it is refused until older ones have gone."""
     journal_keep_s: float = 24 * 3600.0
+    """How long reports are kept."""
     purge_interval_s: float = 60.0
+    """How often it is looked what may be removed."""
 
 
 class MetricService:

@@ -59,16 +59,23 @@ class NodeSettings:
     """Intervals and bounds of nodes (C2)."""
 
     heartbeat_interval_s: float = 15.0
+    """What agents are told: how often to send one."""
     heartbeat_timeout_s: float = 45.0
+    """A node is offline this long after its last accepted one (P7)."""
     reconnect_grace_s: float = 5.0
+    """How long a node stays online after its connection broke."""
     judge_interval_s: float = 1.0
+    """How often it is looked who has fallen silent."""
     stall_s: float = 2.0
     """A loop that was late by more has not judged fairly: what arrived meanwhile comes first."""
     flush_interval_s: float = 5.0
+    """How often the last heartbeats are written down."""
     words_max: int = 10_000
     """How many words may wait for an agent that does not read."""
     log_chunk_bytes_max: int = 1024 * 1024
+    """What agents are told: how long a chunk of a log may be."""
     pipelines_per_node_max: int = 256
+    """A node that has as many takes no more."""
     clock_skew_s_max: float = 5.0
     """A node whose clock is further off has the condition CLOCK_SKEW."""
     agent_version_min: str = "0.1.0"

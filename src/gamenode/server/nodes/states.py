@@ -28,10 +28,13 @@ class StateSettings:
     """Intervals and bounds of maintenance changes."""
 
     sweep_interval_s: float = 2.0
+    """How often it is looked for unconfirmed changes that no wake-up told of."""
     batch_max: int = 1_000
+    """Changes that one look takes on."""
     answer_timeout_s: float = 60.0
     """How long one push may take; disabling waits for the end of everything."""
     retry_s: float = 5.0
+    """The wait after a push that was not confirmed."""
     tries: int = 3
     """After so many unanswered pushes a change is shown as failed; it is tried on."""
 

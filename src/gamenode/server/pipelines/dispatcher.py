@@ -48,9 +48,11 @@ class DispatcherSettings:
     """Intervals and bounds of dispatch."""
 
     sweep_interval_s: float = 2.0
+    """How often it is looked for work that no wake-up told of."""
     batch_max: int = 256
     """How many waiting pipelines are looked at together."""
     answer_timeout_s: float = 15.0
+    """How long an agent's answer to one command is waited for."""
     refused_wait_s: float = 1.0
     """How long a pipeline waits after a node refused it for now."""
 

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 class AgentLinkSettings:
     """Bounds of one stream."""
 
+    statement_s_max: float = 15.0
+    """How long a new stream may take to say the first word."""
     reports_waiting_max: int = 1_000
     """Reports that may wait for the database; then the stream is not read."""
     write_retry_first_s: float = 0.2
@@ -62,8 +64,19 @@ class AgentLink:
         messages: AsyncIterator[pb.AgentMessage],
         context: grpc.aio.ServicerContext[pb.AgentMessage, pb.ServerMessage],
     ) -> None:
-        """Live with one stream until either side ends it."""
-        first = await anext(messages, None)
+        """Live with one stream until either side ends it.
+
+        Raises:
+            GameNodeError: INVALID_REQUEST; the statement is not the first word, or does not come.
+        """
+        try:
+            async with asyncio.timeout(self._settings.statement_s_max):
+                first = await anext(messages, None)
+        except TimeoutError as error:
+            raise GameNodeError(
+                ErrorCode.INVALID_REQUEST,
+                f"no statement within {self._settings.statement_s_max:g} s",
+            ) from error
         if first is None:
             return
         if first.WhichOneof("content") != "statement":
