@@ -59,6 +59,11 @@ class Program(Group):
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.ctx.get_help() if error.ctx else "", err=True)
             return error.exit_code
+        except UnicodeEncodeError:
+            # Bytes of the command line that are no text: a file may be named so, nothing else.
+            from gamenode.domain.errors import invalid  # noqa: PLC0415 - only where there is an error
+
+            return _fail(invocation, args, invalid("an argument", "is not UTF-8 text"))
         except Exception as error:  # noqa: BLE001 - the edge of the program
             return _fail(invocation, args, error)
         finally:

@@ -375,3 +375,11 @@ def test_completion_is_silent_and_quick_without_a_server() -> None:
     values, took_s, stderr = _complete("http://127.0.0.1:1", "gamenode nodes show fr", 3)
     assert (values, stderr) == ([], "")
     assert took_s < 0.5
+
+
+def test_an_argument_that_is_no_text_is_named_as_the_mistake(api: FakeApi, tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("name: x")
+    done = Program(api.url)("run", str(file), "-a", "WHO=\udce9")
+    assert done.exit_code == OUTWARD[ErrorCode.INVALID_REQUEST].exit_code
+    assert "an argument: is not UTF-8 text" in done.stderr

@@ -21,7 +21,7 @@ from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.lib.clock import Clock
 from gamenode.lib.groups import GroupWorker, QueueFullError
 from gamenode.server.db import migrations, schema
-from gamenode.server.db.engines import DatabaseEngine, Failure, close_quietly, raw_of
+from gamenode.server.db.engines import DatabaseEngine, Failure, close_quietly, driver_error, raw_of
 from gamenode.server.db.group_commit import CommitHook, GroupCommit, Work, collect
 from gamenode.server.db.sqlite import SqliteEngine
 
@@ -107,6 +107,11 @@ class Database:
         except Exception as error:
             if engine.judge(error) is Failure.OWN:
                 raise
+            if engine.judge(error) is Failure.BROKEN:
+                reason = str(driver_error(error)).partition("\n")[0]
+                raise GameNodeError(
+                    ErrorCode.UNAVAILABLE, f"the database cannot be opened: {reason}"
+                ) from error
             raise _translated(error, engine, settings) from error
         return cls(engine, generation, settings, clock=clock)
 

@@ -115,6 +115,7 @@ def test_a_database_that_cannot_be_reached_is_unavailable(tmp_path: Path) -> Non
         with pytest.raises(GameNodeError) as refused:
             open_at(url)
         assert refused.value.code is ErrorCode.UNAVAILABLE
+        assert "cannot be opened: " in refused.value.message
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://x/y", "sqlite://", "sqlite:///:memory:"])
