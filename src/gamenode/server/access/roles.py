@@ -78,6 +78,7 @@ ACTS: Final[Mapping[str, str]] = MappingProxyType(
         "DELETE /api/v1/nodes/{node}": "node.remove",
         "PUT /api/v1/nodes/{node}/state": "node.state",
         "POST /api/v1/nodes:state": "node.state",
+        "POST /api/v1/nodes/{node}/inventory:collect": "node.collect",
         "POST /api/v1/pipelines": "pipeline.create",
         "POST /api/v1/pipelines/{pipeline}:cancel": "pipeline.cancel",
         "POST /api/v1/tokens": "token.create",
