@@ -451,7 +451,9 @@ def _supervisor(fleet: Fleet, command: str) -> psutil.Process:
 
 def _empty_python_mb() -> float:
     with subprocess.Popen(
-        (sys.executable, "-c", "import sys; sys.stdin.read()"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        (sys.executable, "-c", "import sys; sys.stdin.read()"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
     ) as empty:
         time.sleep(0.5)
         return float(psutil.Process(empty.pid).memory_info().rss / 1e6)
