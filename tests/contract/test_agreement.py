@@ -136,6 +136,24 @@ class World:
         for stream in self.network.streams:
             stream.silence()
 
+    async def lose_answers(self) -> None:
+        """Let the server hear everything and its words go nowhere, for a while."""
+        for stream in self.network.streams:
+            stream.silence(server=True)
+        await asyncio.sleep(self.random.choice([0.5, 4.0]))
+        self.network.break_streams()
+
+    async def cancel_and_crash(self) -> None:
+        """Kill the agents in the middle of ending what runs."""
+        await self.cancel()
+        await asyncio.sleep(self.random.choice([0.0, 0.05, 1.0]))
+        for _ in range(self.random.randrange(40)):
+            await asyncio.sleep(0)
+        for agent in self.agents:
+            await agent.kill()
+        for agent in self.agents:
+            agent.start()
+
     async def cut(self) -> None:
         self.network.cut = True
         self.network.break_streams()
@@ -154,7 +172,10 @@ class World:
             self.restart_agent,
             self.restart_agent,
             self.break_streams,
-            self.break_streams,
+            self.lose_answers,
+            self.lose_answers,
+            self.cancel_and_crash,
+            self.cancel_and_crash,
             self.silence_streams,
             self.cut,
         ]
