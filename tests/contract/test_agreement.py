@@ -46,6 +46,7 @@ STEP = """
         FAKE_PREPARE_S: "{prepare_s}"
         FAKE_EXIT_CODE: "{exit_code}"
         FAKE_LOG_LINES: "3"
+        {stubborn}
 """
 
 
@@ -59,6 +60,7 @@ def random_file(random: Random) -> str:
             duration_s=random.choice([0, 0.5, 3, 8]),
             prepare_s=random.choice([0, 0, 2]),
             exit_code=random.choice([0, 0, 0, 1]),
+            stubborn=random.choice(["", 'FAKE_IGNORE_STOP: "1"']),
         )
         for number in range(random.randint(1, 3))
     )
