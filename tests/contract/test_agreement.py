@@ -46,6 +46,7 @@ STEP = """
         FAKE_PREPARE_S: "{prepare_s}"
         FAKE_EXIT_CODE: "{exit_code}"
         FAKE_LOG_LINES: "3"
+        {stubborn}
 """
 
 
@@ -59,6 +60,7 @@ def random_file(random: Random) -> str:
             duration_s=random.choice([0, 0.5, 3, 8]),
             prepare_s=random.choice([0, 0, 2]),
             exit_code=random.choice([0, 0, 0, 1]),
+            stubborn=random.choice(["", 'FAKE_IGNORE_STOP: "1"']),
         )
         for number in range(random.randint(1, 3))
     )
@@ -136,6 +138,24 @@ class World:
         for stream in self.network.streams:
             stream.silence()
 
+    async def lose_answers(self) -> None:
+        """Let the server hear everything and its words go nowhere, for a while."""
+        for stream in self.network.streams:
+            stream.silence(server=True)
+        await asyncio.sleep(self.random.choice([0.5, 4.0]))
+        self.network.break_streams()
+
+    async def cancel_and_crash(self) -> None:
+        """Kill the agents in the middle of ending what runs."""
+        await self.cancel()
+        await asyncio.sleep(self.random.choice([0.0, 0.05, 1.0]))
+        for _ in range(self.random.randrange(40)):
+            await asyncio.sleep(0)
+        for agent in self.agents:
+            await agent.kill()
+        for agent in self.agents:
+            agent.start()
+
     async def cut(self) -> None:
         self.network.cut = True
         self.network.break_streams()
@@ -154,7 +174,10 @@ class World:
             self.restart_agent,
             self.restart_agent,
             self.break_streams,
-            self.break_streams,
+            self.lose_answers,
+            self.lose_answers,
+            self.cancel_and_crash,
+            self.cancel_and_crash,
             self.silence_streams,
             self.cut,
         ]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -292,6 +293,27 @@ async def test_who_registers_while_its_silence_is_written_down_is_online(
         judging = asyncio.create_task(plane.nodes.judge_once())
         await asyncio.sleep(0.01)
     await asyncio.gather(registering, judging)
+    assert (await node(plane)).online
+
+
+async def test_a_flip_that_a_new_session_has_overtaken_flips_nothing(
+    plane: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = await plane.nodes.register(registration())
+    clock.advance(TIMEOUT_S)
+    registered = asyncio.Event()
+    writing = plane.node_service.set_online
+
+    async def late(*arguments: Any, **named: Any) -> bool:
+        await registered.wait()
+        return await writing(*arguments, **named)
+
+    monkeypatch.setattr(plane.node_service, "set_online", late)
+    judging = asyncio.create_task(plane.nodes.judge_once())
+    await asyncio.sleep(0)
+    await plane.nodes.register(registration(last_session_epoch=answer.session_epoch))
+    registered.set()
+    await judging
     assert (await node(plane)).online
 
 

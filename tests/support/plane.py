@@ -385,9 +385,10 @@ class MemoryStream:
         self._to_server.end()
         self._to_agent.end()
 
-    def silence(self) -> None:
-        """Lose what is on its way and all that follows, and tell nobody."""
-        self._to_server.silent = self._to_agent.silent = True
+    def silence(self, *, server: bool = False) -> None:
+        """Lose what is on its way and all that follows, and tell nobody; or the server's words."""
+        self._to_server.silent = self._to_server.silent or not server
+        self._to_agent.silent = True
 
     async def _serve(self) -> None:
         try:

@@ -652,10 +652,9 @@ class Runner:
         return key in self._services or any(key in work.tries for work in self._works.values())
 
     def _watch_service(self, service: KeptService) -> None:
-        if service.key not in self._services:
-            self._services[service.key] = service
-            watch = self._insist(service.key.pipeline_id, partial(self._service, service))
-            _ = self._supervisor.start(f"service {service.key.step}", watch)
+        self._services[service.key] = service
+        watch = self._insist(service.key.pipeline_id, partial(self._service, service))
+        _ = self._supervisor.start(f"service {service.key.step}", watch)
 
     async def _service(self, service: KeptService) -> None:
         """Carry a service's log until it ends, then forget it."""

@@ -14,7 +14,7 @@ import pytest
 from tests.support.plane import RecordingHost
 from tests.support.time import LoopClock, until, virtual_time
 
-from gamenode.agent.journal import Journal
+from gamenode.agent.journal import Journal, Outcome
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime.fake import FakeRuntime
 from gamenode.agent.spool.logs import LogSpool
@@ -495,6 +495,23 @@ async def test_a_timeout_that_passed_during_a_restart_leaves_the_clean_up_alone(
         node.begin()
         assert await node.ended() is Status.FAILED
         assert (node.step().status, node.step().reason) == (Status.FAILED, Reason.TIMEOUT)
+        assert node.step("tidy").status is Status.COMPLETED
+
+
+@virtual_time
+async def test_a_clean_up_begins_after_a_timeout_that_passed_during_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        tidy = step("tidy", condition=Condition.ALWAYS, duration_s=5)
+        never_started = Outcome(status=Status.FAILED, reason=Reason.START_FAILED)
+        first = LogKey("p", "one", 1)
+        await node.journal.accept(order(step(), tidy, timeout_s=20.0), first, now=node.clock.now())
+        await node.journal.end_try(first, never_started)
+        await node.crash()
+        await asyncio.sleep(30.0)
+        node.begin()
+        assert await node.ended() is Status.FAILED
         assert node.step("tidy").status is Status.COMPLETED
 
 

@@ -22,6 +22,7 @@ from tests.support.time import LoopClock, until, virtual_time
 
 from gamenode.agent.session import Outbox
 from gamenode.domain.command import Closed, CloseReason, Dispatch
+from gamenode.domain.node import Heartbeat, HeartbeatResult
 from gamenode.domain.pipeline import PipelineReport, Status, StepReport
 
 DISPATCH = Dispatch("p", 1)
@@ -92,6 +93,26 @@ async def test_a_session_that_does_not_count_any_more_is_opened_anew(tmp_path: P
         await asyncio.sleep(60.0)
         assert plane.nodes.connection("n1") is not None
         assert (await plane.nodes.get("n1")).online
+
+
+def test_a_heartbeat_that_does_not_count_has_the_node_register_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @virtual_time
+    async def check() -> None:
+        async with world(tmp_path) as (plane, _, _network):
+
+            async def superseded(_: Heartbeat) -> HeartbeatResult:
+                return HeartbeatResult(counted=False)
+
+            with monkeypatch.context() as stale:
+                stale.setattr(plane.nodes, "heartbeat", superseded)
+                await asyncio.sleep(16.0)
+            await asyncio.sleep(60.0)
+            assert await count(plane, "node.registered") >= 2
+            assert plane.nodes.connection("n1") is not None
+
+    check()
 
 
 @pytest.mark.parametrize("reason", CloseReason)
