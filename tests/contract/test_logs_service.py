@@ -226,8 +226,9 @@ async def test_a_file_that_is_too_short_is_damage_and_never_padded(
 
 
 async def test_a_full_disk_is_a_clean_refusal_and_the_log_goes_on_afterwards(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "gamenode")
     await setup.append(*LOG[0])
     write = __import__("os").pwritev
 
@@ -237,12 +238,15 @@ async def test_a_full_disk_is_a_clean_refusal_and_the_log_goes_on_afterwards(
 
     with monkeypatch.context() as patched:
         patched.setattr("os.pwritev", half)
-        with pytest.raises(GameNodeError) as refused:
-            await setup.append(*LOG[1])
-    assert refused.value.code is ErrorCode.STORAGE_FULL
-    assert refused.value.retry_after_s
+        for _ in range(2):
+            with pytest.raises(GameNodeError) as refused:
+                await setup.append(*LOG[1])
+            assert refused.value.code is ErrorCode.STORAGE_FULL
+            assert refused.value.retry_after_s
     assert await setup.append(*LOG[1]) == expected(2)
     assert setup.path.read_bytes() == BYTES[: ENDS[1]]
+    said = [record.event for record in caplog.records]  # type: ignore[attr-defined] # ours
+    assert said == ["logs.full", "logs.writable"]
 
 
 async def test_what_could_not_be_synced_is_not_answered(
