@@ -79,8 +79,8 @@ class Slow:
         """Nothing to tell."""
 
 
-async def write_each(database: Database, writer: int) -> None:
-    for number in range(25):
+async def write_each(database: Database, writer: int, events: int) -> None:
+    for number in range(events):
         await database.write(happened(f"{writer}/{number}"))
 
 
@@ -106,19 +106,21 @@ async def test_a_follower_that_reconnects_sees_each_event_of_all_servers_once_an
         servers.append(await open_feed(database_url, poll_s=0.005))
     for database, _ in servers:
         database.on_commit(Slow())
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
-        following = tasks.create_task(follow_reconnecting(servers[0][1], 400 * len(servers)))
+    writers = 16 * len(servers)
+    each = 10_000 // writers
+    async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(follow_reconnecting(servers[0][1], each * writers))
         for server, (database, _) in enumerate(servers):
             for writer in range(16):
-                tasks.create_task(write_each(database, server * 16 + writer))
+                tasks.create_task(write_each(database, server * 16 + writer, each))
 
     ids = [event.id for event in following.result()]
     assert ids == sorted(set(ids))
     seen = entities(following.result())
-    assert len(set(seen)) == 400 * len(servers)
-    for writer in range(16 * len(servers)):
+    assert len(set(seen)) == each * writers
+    for writer in range(writers):
         own = [entity for entity in seen if entity.startswith(f"{writer}/")]
-        assert own == [f"{writer}/{number}" for number in range(25)], "answered, so in order"
+        assert own == [f"{writer}/{number}" for number in range(each)], "answered, so in order"
 
 
 class Gate:
