@@ -226,7 +226,7 @@ async def test_a_process_that_leaves_its_session_belongs_to_the_run_in_a_control
 async def test_the_grace_is_for_all_that_the_step_runs(host: ProcessRuntimeHost) -> None:
     run = new_run()
     # The shell ends by the signal at once; the game it started takes a moment to save.
-    game = "trap 'sleep 0.3; echo saved; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+    game = "trap 'sleep 0.3; echo saved; exit 0' TERM; echo up; while :; do sleep 0.05 || :; done"
     step = ContainerSpec(command=("sh", "-c", 'sh -c "$0"; :', game))
     async with opened(host) as runtime:
         await runtime.start(run, step, service=True)
