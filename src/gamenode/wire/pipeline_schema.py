@@ -233,10 +233,6 @@ def _devices(values: dict[str, Any], complain: Complain) -> DeviceReservation | 
     return DeviceReservation(**values)
 
 
-class _All(StrEnum):
-    ALL = "all"
-
-
 @dataclass(frozen=True, slots=True)
 class _Count(Shape[int]):
     """How many devices; `all` is 0."""
