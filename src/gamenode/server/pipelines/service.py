@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from gamenode.domain.access import Actor
-from gamenode.domain.audit import AuditEntry
 from gamenode.domain.command import (
     BoundPipeline,
     Dispatch,
@@ -21,47 +19,25 @@ from gamenode.domain.command import (
     reconcile,
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.event import EventType, NewEvent
+from gamenode.domain.event import EventType
 from gamenode.domain.log import LogKey
 from gamenode.domain.node import Maintenance, Session
 from gamenode.domain.pipeline import (
     NewPipeline,
     Pipeline,
-    PipelineReport,
     Reason,
     Report,
-    ReportOutcome,
     ReportResult,
     Status,
     Step,
-    StepReport,
     StepType,
-    judge_pipeline,
-    judge_step,
 )
 from gamenode.domain.placement import QueuedPipeline
 from gamenode.lib.clock import Instant
 from gamenode.server.db.database import Database
-from gamenode.server.events import audit
-from gamenode.server.events import store as events
-from gamenode.server.logs.service import set_final
 from gamenode.server.nodes import service as nodes
-from gamenode.server.pipelines import store
+from gamenode.server.pipelines import changes, store
 from gamenode.wire.codec import pack_order, unpack_order
-
-_PIPELINE_EVENTS: Final = {
-    Status.RUNNING: EventType.PIPELINE_RUNNING,
-    Status.COMPLETED: EventType.PIPELINE_COMPLETED,
-    Status.FAILED: EventType.PIPELINE_FAILED,
-    Status.CANCELLED: EventType.PIPELINE_CANCELLED,
-}
-_STEP_EVENTS: Final = {
-    Status.RUNNING: EventType.STEP_RUNNING,
-    Status.COMPLETED: EventType.STEP_COMPLETED,
-    Status.FAILED: EventType.STEP_FAILED,
-    Status.CANCELLED: EventType.STEP_CANCELLED,
-}
-_STALE: Final = ReportResult(outcome=ReportOutcome.STALE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +199,7 @@ class GamePipelineGRPCService:
                     now=now,
                 )
             store.insert_pipeline(conn, values, step_values)
-            _append(conn, EventType.PIPELINE_CREATED, pipeline, now)
+            changes.append_created(conn, pipeline, now)
             return pipeline
 
         return await self._db.write(record)
@@ -270,7 +246,7 @@ class GamePipelineGRPCService:
                     for position, step in enumerate(steps)
                 ],
             )
-            _append_for(
+            changes.append_event(
                 conn,
                 EventType.PIPELINE_DISPATCHED,
                 pipeline_id,
@@ -314,7 +290,7 @@ class GamePipelineGRPCService:
             if row is None or row.attempt != dispatch.attempt:
                 return
             if row.cancel_requested_at is not None:
-                _end_refused(conn, row, Reason.REFUSED, waiting, now)
+                changes.end_unrun(conn, row, Reason.REFUSED, waiting, now)
             else:
                 store.unbind(conn, dispatch, waiting)
 
@@ -326,7 +302,7 @@ class GamePipelineGRPCService:
         def record(conn: Connection) -> None:
             row = store.lock(conn, dispatch.pipeline_id)
             if row is not None and row.attempt == dispatch.attempt:
-                _end_refused(conn, row, reason, message, now)
+                changes.end_unrun(conn, row, reason, message, now)
 
         await self._db.write(record)
 
@@ -358,7 +334,7 @@ class GamePipelineGRPCService:
                     ErrorCode.CONFLICT, f"pipeline {pipeline_id} has ended already: {status}"
                 )
             if not status.terminal:
-                _want_cancel(conn, row, reason=reason, force=force, by=by, now=now)
+                changes.want_cancel(conn, row, reason=reason, force=force, by=by, now=now)
             cancelled = store.get(conn, pipeline_id)
             assert cancelled is not None
             return cancelled
@@ -387,7 +363,7 @@ class GamePipelineGRPCService:
             for pipeline in bound:
                 row = store.lock(conn, pipeline.dispatch.pipeline_id)
                 assert row is not None
-                _end_refused(conn, row, Reason.NODE_LOST, "its node was removed", now)
+                changes.end_unrun(conn, row, Reason.NODE_LOST, "its node was removed", now)
             nodes.remove_node(conn, node_id, by=by, reason=reason, now=now)
 
         await self._db.write(record)
@@ -411,7 +387,7 @@ class GamePipelineGRPCService:
             if session is None or not nodes.session_is_newest(conn, node_id, session.epoch):
                 return None
             simple = nodes.is_simple(conn, node_id)
-            return [_apply_one(conn, report, node_id, now, simple=simple) for report in reports]
+            return [changes.apply(conn, report, node_id, now, simple=simple) for report in reports]
 
         return await self._db.write(record)
 
@@ -451,7 +427,7 @@ class GamePipelineGRPCService:
                 message = (
                     f"node {node_id} came back without it: its journal does not know this attempt"
                 )
-                _end_refused(conn, row, Reason.NODE_LOST, message, now)
+                changes.end_unrun(conn, row, Reason.NODE_LOST, message, now)
             return actions
 
         return await self._db.write(record)
@@ -463,232 +439,6 @@ def not_found(pipeline_id: str) -> GameNodeError:
         ErrorCode.PIPELINE_NOT_FOUND,
         f"no pipeline {pipeline_id}",
         hint="list the pipelines: gamenode pipelines list",
-    )
-
-
-# Reports
-
-
-def _apply_one(
-    conn: Connection, report: Report, node_id: str, now: Instant, *, simple: bool
-) -> ReportResult:
-    unwanted = ReportResult(outcome=ReportOutcome.STALE, stop=not report.status.terminal)
-    row = store.lock(conn, report.pipeline_id)
-    if row is None or row.node_id != node_id:
-        return unwanted
-    if isinstance(report, StepReport):
-        named, unnamed = report.pipeline_attempt, 0 in (report.pipeline_attempt, report.attempt)
-    else:
-        named, unnamed = report.attempt, not report.attempt
-    if unnamed and not simple:
-        return _STALE  # only a node that registered without the fences may leave them out (RL4)
-    if named and named != row.attempt:
-        return unwanted
-    match report:
-        case StepReport():
-            return _apply_step(conn, row, report, now)
-        case PipelineReport():
-            return _apply_pipeline(conn, row, report, now)
-
-
-def _apply_step(
-    conn: Connection, pipeline: Row[Any], report: StepReport, now: Instant
-) -> ReportResult:
-    row = store.step_row(conn, report.pipeline_id, report.step)
-    if row is None:
-        return _STALE  # one odd report must not hold up what else its node has to say
-    step = store.step(row)
-    result = judge_step(step, report, range(row.granted_from, row.granted_to + 1))
-    _note_log_end(conn, row, report, pipeline.node_id, now)
-    status = Status(pipeline.status)
-    if status.terminal and result.outcome is not ReportOutcome.REPEATED:
-        # A forced end does not wait for the node's word; its late word changes nothing (P4).
-        return ReportResult(outcome=ReportOutcome.STALE, stop=not report.status.terminal)
-    if result.outcome is not ReportOutcome.APPLIED:
-        return result
-    skipped = report.reason is Reason.SKIPPED
-    values = {
-        "status": report.status,
-        "reason": report.reason,
-        "message": report.message,
-        "exit_code": report.exit_code,
-        "signal": report.signal,
-        "attempt": step.attempt if skipped else report.attempt or row.granted_from,
-        "run": step.run if skipped else report.run or 1,
-        "started_at": report.started_at or step.started_at,
-        "ended_at": (report.ended_at or now) if report.status.terminal else None,
-    }
-    if not store.set_step(conn, row, values):
-        return _STALE
-    if status is Status.PENDING and not skipped:
-        started = {"started_at": report.started_at or now, "acknowledged_at": now}
-        store.set_status(conn, pipeline.id, pipeline.attempt, Status.RUNNING, started)
-        _append_for(
-            conn,
-            EventType.PIPELINE_RUNNING,
-            pipeline.id,
-            now,
-            node_id=pipeline.node_id,
-            status=Status.RUNNING,
-            data={"name": pipeline.name},
-        )
-    _append_step(conn, pipeline, report.step, report, values["attempt"], now)
-    return result
-
-
-def _note_log_end(
-    conn: Connection, row: Row[Any], report: StepReport, node_id: str, now: Instant
-) -> None:
-    """Note how long a log is in all; also from a late report, since its bytes still count (RA4)."""
-    granted = range(row.granted_from, row.granted_to + 1)
-    if report.log_length_bytes is not None and report.attempt in granted:
-        set_final(
-            conn,
-            LogKey(report.pipeline_id, report.step, report.attempt, report.run or 1),
-            node_id=node_id,
-            length_bytes=report.log_length_bytes,
-            sha256=report.log_hash,
-            now=now,
-        )
-
-
-def _apply_pipeline(
-    conn: Connection, row: Row[Any], report: PipelineReport, now: Instant
-) -> ReportResult:
-    result = judge_pipeline(Status(row.status), report)
-    if result.outcome is not ReportOutcome.APPLIED:
-        return result
-    if report.status.terminal:
-        _end(conn, row, report.status, report.reason, report.message, now)
-        return result
-    values = {"started_at": now, "acknowledged_at": now}
-    if not store.set_status(conn, row.id, row.attempt, report.status, values):
-        return _STALE
-    _append_for(
-        conn,
-        _PIPELINE_EVENTS[report.status],
-        row.id,
-        now,
-        node_id=row.node_id,
-        status=report.status,
-        data={"name": row.name},
-    )
-    return result
-
-
-def _end(
-    conn: Connection, row: Row[Any], status: Status, reason: Reason, message: str, now: Instant
-) -> None:
-    """End a pipeline, and with it every step that has not ended."""
-    values = {
-        "reason": reason,
-        "message": message,
-        "ended_at": now,
-        "cancel_acknowledged_at": now,
-    }
-    if not store.set_status(conn, row.id, row.attempt, status, values):
-        return
-    for step in store.active_steps(conn, row.id):
-        began = step.status == Status.RUNNING
-        ended = StepReport(
-            pipeline_id=row.id,
-            step=step.name,
-            status=status if began else Status.CANCELLED,
-            reason=reason if began or status is Status.CANCELLED else Reason.SKIPPED,
-            message=message if began else "",
-        )
-        store.set_step(
-            conn,
-            step,
-            {
-                "status": ended.status,
-                "reason": ended.reason,
-                "message": ended.message,
-                "ended_at": now,
-            },
-        )
-        _append_step(conn, row, step.name, ended, step.attempt, now)
-    _append_for(
-        conn,
-        _PIPELINE_EVENTS[status],
-        row.id,
-        now,
-        node_id=row.node_id,
-        status=status,
-        message=message,
-        data={"name": row.name, "reason": reason},
-    )
-    if status is Status.FAILED:
-        _append_for(
-            conn,
-            EventType.ERROR_PIPELINE,
-            row.id,
-            now,
-            node_id=row.node_id,
-            status=status,
-            message=message or reason,
-            data={"name": row.name, "reason": reason},
-        )
-
-
-def _end_refused(
-    conn: Connection, row: Row[Any], reason: Reason, message: str, now: Instant
-) -> None:
-    """End a dispatch that nothing runs of: as its user wanted, if its end was wanted (F4)."""
-    if row.cancel_requested_at is not None:
-        _end(conn, row, Status.CANCELLED, Reason.CANCELLED_BY_USER, row.cancel_reason, now)
-    else:
-        _end(conn, row, Status.FAILED, reason, message, now)
-
-
-def _want_cancel(
-    conn: Connection, row: Row[Any], *, reason: str, force: bool, by: Actor, now: Instant
-) -> None:
-    dispatched = bool(row.node_id)
-    if force or not dispatched:
-        message = reason or f"cancelled by {by.name}"
-        if dispatched:
-            message = f"{message} (forced: node {row.node_id} may still run it)"
-        _request(conn, row, reason=reason, by=by, now=now)
-        row_now = store.lock(conn, row.id)
-        assert row_now is not None
-        _end(conn, row_now, Status.CANCELLED, Reason.CANCELLED_BY_USER, message, now)
-        # Its node must still hear of it, and whether it has is not known.
-        store.request_cancel(conn, row.id, {"cancel_acknowledged_at": None if dispatched else now})
-    elif row.cancel_requested_at is None:
-        _request(conn, row, reason=reason, by=by, now=now)
-    else:
-        return
-    audit.append(
-        conn,
-        AuditEntry(
-            at=now,
-            actor=by,
-            action="pipeline.cancel",
-            target=row.id,
-            reason=reason,
-            before=row.status,
-        ),
-    )
-
-
-def _request(conn: Connection, row: Row[Any], *, reason: str, by: Actor, now: Instant) -> None:
-    if row.cancel_requested_at is not None:
-        return
-    store.request_cancel(
-        conn,
-        row.id,
-        {"cancel_requested_at": now, "cancel_reason": reason, "cancel_by": by.name},
-    )
-    _append_for(
-        conn,
-        EventType.PIPELINE_CANCEL_REQUESTED,
-        row.id,
-        now,
-        node_id=row.node_id,
-        status=Status(row.status),
-        message=reason,
-        data={"name": row.name, "by": by.name},
     )
 
 
@@ -817,68 +567,3 @@ def _hash_of(request: NewPipeline) -> str:
         request.priority,
     )
     return hashlib.sha256(repr(content).encode()).hexdigest()
-
-
-# Events
-
-
-def _append(conn: Connection, kind: EventType, pipeline: Pipeline, now: Instant) -> None:
-    _append_for(
-        conn,
-        kind,
-        pipeline.id,
-        now,
-        node_id=pipeline.node_id,
-        status=pipeline.status,
-        data={"name": pipeline.name, "by": pipeline.created_by},
-    )
-
-
-def _append_for(
-    conn: Connection,
-    kind: EventType,
-    entity_id: str,
-    now: Instant,
-    *,
-    node_id: str,
-    status: Status,
-    data: Mapping[str, str],
-    message: str = "",
-) -> None:
-    events.append(
-        conn,
-        NewEvent(
-            type=kind,
-            at=now,
-            node_id=node_id,
-            entity_id=entity_id,
-            status=status,
-            message=message,
-            data=data,
-        ),
-    )
-
-
-def _append_step(
-    conn: Connection,
-    pipeline: Row[Any],
-    name: str,
-    report: StepReport,
-    attempt: object,
-    now: Instant,
-) -> None:
-    data = {"name": pipeline.name, "step": name, "attempt": str(attempt)}
-    if report.reason:
-        data["reason"] = report.reason
-    if report.exit_code is not None:
-        data["exit_code"] = str(report.exit_code)
-    _append_for(
-        conn,
-        _STEP_EVENTS[report.status],
-        f"{pipeline.id}/{name}",
-        now,
-        node_id=pipeline.node_id,
-        status=report.status,
-        message=report.message,
-        data=data,
-    )
