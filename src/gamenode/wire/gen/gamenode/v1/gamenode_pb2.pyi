@@ -307,6 +307,26 @@ class RegisterRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class GpuSlotsByIdEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NODE_ID_FIELD_NUMBER: _builtins.int
     NODE_TYPE_FIELD_NUMBER: _builtins.int
     HARDWARE_FIELD_NUMBER: _builtins.int
@@ -320,6 +340,9 @@ class RegisterRequest(_message.Message):
     STEP_RUNTIMES_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     INVENTORY_HASH_FIELD_NUMBER: _builtins.int
+    GPU_SLOTS_FIELD_NUMBER: _builtins.int
+    GPU_SLOTS_BY_ID_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node's id."""
     node_type: Global___NodeType.ValueType
@@ -334,6 +357,8 @@ class RegisterRequest(_message.Message):
     """The agent's version, such as "0.1.0". Unset: not our agent."""
     inventory_hash: _builtins.str
     """The hash of the inventory's stable content, as the agent computed it. Unset: not kept."""
+    gpu_slots: _builtins.int
+    """How many games may share each GPU. 0: one."""
     @_builtins.property
     def hardware(self) -> Global___HardwareInfo:
         """Its parts. Required: cpu architecture and cores, memory total."""
@@ -362,6 +387,14 @@ class RegisterRequest(_message.Message):
     def failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___CollectionFailure]:
         """What could not be collected."""
 
+    @_builtins.property
+    def gpu_slots_by_id(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """The same for single GPUs, by their id; it wins over `gpu_slots`. 0: the GPU is not given out."""
+
+    @_builtins.property
+    def ports(self) -> Global___PortRange:
+        """The host ports that the server may give out to pipelines that name none. Unset: none."""
+
     def __init__(
         self,
         *,
@@ -378,16 +411,45 @@ class RegisterRequest(_message.Message):
         step_runtimes: _abc.Iterable[_builtins.str] | None = ...,
         failed: _abc.Iterable[Global___CollectionFailure] | None = ...,
         inventory_hash: _builtins.str = ...,
+        gpu_slots: _builtins.int = ...,
+        gpu_slots_by_id: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        ports: Global___PortRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_session_epoch", b"_last_session_epoch", "hardware", b"hardware", "last_session_epoch", b"last_session_epoch", "network", b"network", "software", b"software"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_session_epoch", b"_last_session_epoch", "hardware", b"hardware", "last_session_epoch", b"last_session_epoch", "network", b"network", "ports", b"ports", "software", b"software"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_session_epoch", b"_last_session_epoch", "agent_version", b"agent_version", "boot_id", b"boot_id", "env_names", b"env_names", "failed", b"failed", "hardware", b"hardware", "inventory_hash", b"inventory_hash", "labels", b"labels", "last_session_epoch", b"last_session_epoch", "network", b"network", "node_id", b"node_id", "node_type", b"node_type", "software", b"software", "step_runtimes", b"step_runtimes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_session_epoch", b"_last_session_epoch", "agent_version", b"agent_version", "boot_id", b"boot_id", "env_names", b"env_names", "failed", b"failed", "gpu_slots", b"gpu_slots", "gpu_slots_by_id", b"gpu_slots_by_id", "hardware", b"hardware", "inventory_hash", b"inventory_hash", "labels", b"labels", "last_session_epoch", b"last_session_epoch", "network", b"network", "node_id", b"node_id", "node_type", b"node_type", "ports", b"ports", "software", b"software", "step_runtimes", b"step_runtimes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_session_epoch: _TypeAlias = _typing.Literal["last_session_epoch"]  # noqa: Y015
     _WhichOneofArgType__last_session_epoch: _TypeAlias = _typing.Literal["_last_session_epoch", b"_last_session_epoch"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_session_epoch) -> _WhichOneofReturnType__last_session_epoch | None: ...
 
 Global___RegisterRequest: _TypeAlias = RegisterRequest  # noqa: Y015
+
+@_typing.final
+class PortRange(_message.Message):
+    """Ports of a host, both ends included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """The lowest."""
+    last: _builtins.int
+    """The highest."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortRange: _TypeAlias = PortRange  # noqa: Y015
 
 @_typing.final
 class RegisterResponse(_message.Message):
@@ -2297,6 +2359,7 @@ class AgentMessage(_message.Message):
     REPORTS_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def statement(self) -> Global___Statement:
         """Everything the agent holds; the first message, and only that."""
@@ -2317,6 +2380,10 @@ class AgentMessage(_message.Message):
     def goodbye(self) -> Global___Goodbye:
         """It is leaving on purpose; the node is offline at once."""
 
+    @_builtins.property
+    def instances(self) -> Global___LivingInstances:
+        """The instances that live now; sent when one has ended, and when a pipeline that left one is released."""
+
     def __init__(
         self,
         *,
@@ -2325,16 +2392,41 @@ class AgentMessage(_message.Message):
         reports: Global___StatusReports | None = ...,
         answer: Global___CommandAnswer | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        instances: Global___LivingInstances | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "content", b"content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "reports", b"reports", "statement", b"statement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "content", b"content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "instances", b"instances", "reports", b"reports", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "content", b"content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "reports", b"reports", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "content", b"content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "instances", b"instances", "reports", b"reports", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["statement", "heartbeat", "reports", "answer", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["statement", "heartbeat", "reports", "answer", "goodbye", "instances"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
+
+@_typing.final
+class LivingInstances(_message.Message):
+    """The instances that live on a node: what a service step left running, and has not ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their ids; all of them."""
+
+    def __init__(
+        self,
+        *,
+        instance_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_ids", b"instance_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LivingInstances: _TypeAlias = LivingInstances  # noqa: Y015
 
 @_typing.final
 class ServerMessage(_message.Message):
@@ -2405,6 +2497,7 @@ class Statement(_message.Message):
     MAINTENANCE_STATE_FIELD_NUMBER: _builtins.int
     PIPELINES_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node's id."""
     session_id: _builtins.str
@@ -2421,6 +2514,10 @@ class Statement(_message.Message):
     def pipelines(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldPipeline]:
         """The pipelines it holds."""
 
+    @_builtins.property
+    def instances(self) -> Global___LivingInstances:
+        """The instances that live."""
+
     def __init__(
         self,
         *,
@@ -2431,10 +2528,11 @@ class Statement(_message.Message):
         maintenance_state: Global___MaintenanceState.ValueType = ...,
         pipelines: _abc.Iterable[Global___HeldPipeline] | None = ...,
         boot_id: _builtins.str = ...,
+        instances: Global___LivingInstances | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "maintenance_state", b"maintenance_state", "node_id", b"node_id", "pipelines", b"pipelines", "session_id", b"session_id", "state_version", b"state_version", "stream_number", b"stream_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "instances", b"instances", "maintenance_state", b"maintenance_state", "node_id", b"node_id", "pipelines", b"pipelines", "session_id", b"session_id", "state_version", b"state_version", "stream_number", b"stream_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2653,6 +2751,7 @@ class Command(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     CHANGE_STATE_FIELD_NUMBER: _builtins.int
     COLLECT_FIELD_NUMBER: _builtins.int
+    EXTEND_FIELD_NUMBER: _builtins.int
     session_epoch: _builtins.int
     """The session it was made for."""
     stream_number: _builtins.int
@@ -2675,6 +2774,10 @@ class Command(_message.Message):
     def collect(self) -> Global___CollectCommand:
         """Collect the inventory now, and send it with UpdateResourceInfo."""
 
+    @_builtins.property
+    def extend(self) -> Global___ExtendCommand:
+        """Let a pipeline take longer."""
+
     def __init__(
         self,
         *,
@@ -2685,12 +2788,13 @@ class Command(_message.Message):
         cancel: Global___CancelCommand | None = ...,
         change_state: Global___StateChangeRequest | None = ...,
         collect: Global___CollectCommand | None = ...,
+        extend: Global___ExtendCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "extend", b"extend", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "request", b"request", "sequence", b"sequence", "session_epoch", b"session_epoch", "stream_number", b"stream_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "extend", b"extend", "request", b"request", "sequence", b"sequence", "session_epoch", b"session_epoch", "stream_number", b"stream_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["execute", "cancel", "change_state", "collect"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["execute", "cancel", "change_state", "collect", "extend"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -2762,6 +2866,26 @@ class ExecuteCommand(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SecretsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PIPELINE_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     STATE_VERSION_FIELD_NUMBER: _builtins.int
@@ -2769,6 +2893,8 @@ class ExecuteCommand(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     ENVS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    EXTENDED_S_FIELD_NUMBER: _builtins.int
     pipeline_id: _builtins.str
     """The pipeline."""
     attempt: _builtins.int
@@ -2779,6 +2905,8 @@ class ExecuteCommand(_message.Message):
     """The pipeline's name, for people."""
     timeout_s: _builtins.float
     """How long the whole may take, in seconds. Absent: for ever."""
+    extended_s: _builtins.float
+    """By how much the limits of the pipeline and of its steps have been extended so far, in seconds."""
     @_builtins.property
     def envs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Values of declared envs that the node does not define itself."""
@@ -2786,6 +2914,12 @@ class ExecuteCommand(_message.Message):
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepSpec]:
         """The steps, in order."""
+
+    @_builtins.property
+    def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Values of secret args, by name; their templates stand in `environment` and are filled in when a
+        step starts. Never in a journal, a label or an argument vector.
+        """
 
     def __init__(
         self,
@@ -2797,10 +2931,12 @@ class ExecuteCommand(_message.Message):
         timeout_s: _builtins.float | None = ...,
         envs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         steps: _abc.Iterable[Global___StepSpec] | None = ...,
+        secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        extended_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "timeout_s", b"timeout_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "attempt", b"attempt", "envs", b"envs", "name", b"name", "pipeline_id", b"pipeline_id", "state_version", b"state_version", "steps", b"steps", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "attempt", b"attempt", "envs", b"envs", "extended_s", b"extended_s", "name", b"name", "pipeline_id", b"pipeline_id", "secrets", b"secrets", "state_version", b"state_version", "steps", b"steps", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__timeout_s: _TypeAlias = _typing.Literal["timeout_s"]  # noqa: Y015
     _WhichOneofArgType__timeout_s: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s"]  # noqa: Y015
@@ -3241,6 +3377,36 @@ class CancelCommand(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelCommand: _TypeAlias = CancelCommand  # noqa: Y015
+
+@_typing.final
+class ExtendCommand(_message.Message):
+    """Let a pipeline take longer: its own limit and those of its steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    EXTENDED_S_FIELD_NUMBER: _builtins.int
+    pipeline_id: _builtins.str
+    """The pipeline."""
+    attempt: _builtins.int
+    """The dispatch, from 1."""
+    extended_s: _builtins.float
+    """By how much in all, in seconds; a smaller one than before changes nothing."""
+    def __init__(
+        self,
+        *,
+        pipeline_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        extended_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "extended_s", b"extended_s", "pipeline_id", b"pipeline_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendCommand: _TypeAlias = ExtendCommand  # noqa: Y015
 
 @_typing.final
 class StateChangeRequest(_message.Message):
