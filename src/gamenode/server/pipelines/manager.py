@@ -190,7 +190,7 @@ class PipelineManager:
 
     async def hear_instances(self, connection: AgentConnection, living: LivingInstances) -> None:
         """Take what an agent says of the services that live on its node."""
-        freed = await self._service.settle_instances(living, session=connection.session)
+        freed = await self._service.settle_instances(living.ids, session=connection.session)
         if freed is None:
             connection.close(_SUPERSEDED)
         elif freed:
@@ -211,7 +211,7 @@ class PipelineManager:
         if acknowledged is not None:
             actions = await self._service.reconcile(
                 statement.held,
-                living=statement.instances,
+                living=statement.instances.ids,
                 session=connection.session,
                 stream_number=connection.stream_number,
                 now=self._clock.now(),

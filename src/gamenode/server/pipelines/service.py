@@ -15,7 +15,6 @@ from gamenode.domain.command import (
     Dispatch,
     ExecuteOrder,
     HeldPipeline,
-    LivingInstances,
     Reconciliation,
     WantedEnd,
     reconcile,
@@ -466,7 +465,7 @@ class GamePipelineGRPCService:
 
         return await self._db.write(record)
 
-    async def settle_instances(self, living: LivingInstances, *, session: Session) -> bool | None:
+    async def settle_instances(self, living: Collection[str], *, session: Session) -> bool | None:
         """Free what the ended services of a node kept; return whether there was any.
 
         None from a superseded session: what it says is not how things are.
@@ -475,7 +474,7 @@ class GamePipelineGRPCService:
         def record(conn: Connection) -> bool | None:
             if not nodes.session_is_newest(conn, session.node_id, session.epoch):
                 return None
-            return reservations.settle_ended(conn, session.node_id, living.ids)
+            return reservations.settle_ended(conn, session.node_id, living)
 
         return await self._db.write(record)
 
@@ -483,7 +482,7 @@ class GamePipelineGRPCService:
         self,
         held: Sequence[HeldPipeline],
         *,
-        living: LivingInstances = LivingInstances(),
+        living: Collection[str] = (),
         session: Session,
         stream_number: int,
         now: Instant,
@@ -519,7 +518,7 @@ class GamePipelineGRPCService:
                 changes.end_unrun(conn, row, Reason.NODE_LOST, message, now)
             # What is neither held nor sent again runs no more, whatever its status (rule RA3).
             holds = {h.dispatch for h in held if not h.ended} | set(actions.resend)
-            reservations.settle(conn, node_id, holds, living.ids)
+            reservations.settle(conn, node_id, holds, living)
             return actions
 
         return await self._db.write(record)
