@@ -49,6 +49,7 @@ SERVER_SECTIONS: Final = frozenset(
         "inventories",
         "dispatch",
         "pipelines",
+        "verifier",
         "logs",
         "log_reading",
         "log_followers",
@@ -61,6 +62,7 @@ AGENT_SECTIONS: Final = frozenset(
     {
         "agent",
         "envs",
+        "capacity",
         "link",
         "session",
         "conditions",

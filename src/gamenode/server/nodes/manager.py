@@ -434,6 +434,10 @@ class NodeManager:
                     break
         return found
 
+    def ids(self) -> Sequence[str]:
+        """Return the id of every registered node, in order."""
+        return sorted(self._nodes)
+
     def candidates(self, reserved: Mapping[str, Reserved]) -> Sequence[Candidate]:
         """Return what placement needs to know of every node; `reserved` is what is taken there."""
         return [

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import Connection, and_, bindparam, delete, literal_column, or_, select
 
 from gamenode.domain.pipeline import Waiting
-from gamenode.domain.placement import Demand
+from gamenode.domain.placement import Demand, Explained
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
 from gamenode.server.db.upsert import insert_or_replace
@@ -109,10 +109,6 @@ def queued(
         }
     rows = conn.execute(_NEXT if after is None else _NEXT_BEHIND, of)
     return [Queued(row.id, row.demand_id, (row.priority, row.created_at, row.id)) for row in rows]
-
-
-Explained = tuple[str, tuple[Waiting, ...]]
-"""Why something waits: in one line, and reason by reason."""
 
 
 def explained(conn: Connection) -> dict[str, Explained]:
