@@ -59,8 +59,8 @@ class Agent:
         `pool` are threads that are shared with others.
 
         Raises:
-            GameNodeError: a node id, type or capacity that is none; a data folder that another agent
-                holds.
+            GameNodeError: a node id, type or capacity that is none; a data folder that another
+                agent holds.
         """
         self._settings = settings
         self._node_id = settings.agent.node_id or node_id_of(platform.node())
