@@ -23,6 +23,7 @@ from gamenode.agent.inventory.collector import Collector, CollectorSettings
 from gamenode.agent.inventory_reporter import InventoryReporter, ReporterSettings
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import AgentStream, LinkError
+from gamenode.agent.policy import OpenPolicy, Policy
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime import Ended, RunKey
 from gamenode.agent.runtime.fake import FakeHost, FakeRuntime
@@ -505,6 +506,8 @@ class NodeAgent:
         host: FakeHost | None = None,
         runner: RunnerSettings | None = None,
         session: SessionSettings | None = None,
+        policy: Policy | None = None,
+        envs: Mapping[str, str] | None = None,
     ) -> None:
         self.node_id = node_id
         self.boot_id = f"boot-of-{node_id}"
@@ -516,6 +519,8 @@ class NodeAgent:
         self._random = random or Random(2)
         self._runner_settings = runner or RunnerSettings()
         self._session_settings = session or SessionSettings()
+        self._policy = policy or OpenPolicy()
+        self._envs = envs or {}
         self.running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -535,7 +540,8 @@ class NodeAgent:
             journal=self.journal,
             uploader=self.uploader,
             reporter=self.outbox,
-            envs={},
+            envs=self._envs,
+            policy=self._policy,
             clock=self._clock,
             settings=self._runner_settings,
         )
@@ -581,5 +587,8 @@ class NodeAgent:
 
     async def _registration(self, last_session_epoch: int | None) -> Registration:
         return registration(
-            self.node_id, boot_id=self.boot_id, last_session_epoch=last_session_epoch
+            self.node_id,
+            boot_id=self.boot_id,
+            last_session_epoch=last_session_epoch,
+            env_names=frozenset(self._envs),
         )

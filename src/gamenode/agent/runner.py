@@ -23,6 +23,7 @@ from gamenode.agent.journal import (
     Try,
     certainly_unwritten,
 )
+from gamenode.agent.policy import Policy
 from gamenode.agent.runtime import Ended, LogBlock, Runtime, StartError
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.command import (
@@ -113,6 +114,7 @@ class Runner:
         uploader: LogUploader,
         reporter: Reporter,
         envs: Mapping[str, str],
+        policy: Policy,
         clock: Clock,
         settings: RunnerSettings,
     ) -> None:
@@ -122,6 +124,7 @@ class Runner:
         self._uploader = uploader
         self._reporter = reporter
         self._envs = envs
+        self._policy = policy
         self._clock = clock
         self._settings = settings
         self._supervisor = Supervisor()
@@ -429,7 +432,8 @@ class Runner:
                     continue  # the next one has begun, and must be looked after
             else:
                 outcome = await self._try(work, step, key, limits)
-            last = number + 1 == step.attempts
+            # What a node does not allow, it does not allow the next time either.
+            last = number + 1 == step.attempts or outcome.reason is Reason.POLICY
             if outcome.status is not Status.FAILED or last or limits.reached:
                 await self._report_end(work, step, key, outcome)
                 if outcome.status is not Status.COMPLETED and work.failed is None:
@@ -493,12 +497,15 @@ class Runner:
         What takes long comes before the start, where a cancel can still prevent it (P11).
 
         Raises:
-            StartError: it certainly did not start.
+            StartError: it certainly did not start; POLICY, this node does not allow it.
             GameNodeError: the container's texts cannot be filled in.
         """
         # The node's own values win: a caller supplies only what it does not define (F6).
         envs = {**(work.order.envs if work.order else {}), **self._envs}
-        container = fill_container(step.container, envs)
+        filled = fill_container(step.container, envs)
+        # Asked before, so that nothing is fetched for nothing, and right before the start, since a
+        # path may lead elsewhere by then.
+        container = await self._policy.admit(filled, runtime=self._runtime.name)
         if limits.outcome() is None:
             preparing = asyncio.ensure_future(self._runtime.prepare(container))
             try:
@@ -510,6 +517,7 @@ class Runner:
         why = limits.outcome()
         if why is not None:
             return why
+        container = await self._policy.admit(filled, runtime=self._runtime.name)
         service = step.type is StepType.SERVICE
         return await self._runtime.start(key, container, service=service)
 

@@ -32,6 +32,8 @@ class HostSettings:
     """`docker`, `process`, or `auto`: docker where an engine answers, else process."""
     engine_socket: Path = Path("/var/run/docker.sock")
     """The engine's API; Podman's socket serves as well."""
+    policy: Path = Path("/etc/gamenode/policy.toml")
+    """What this host allows; without the file, the defaults of docs/operations/node-policy.md."""
     log_level: LogLevel = LogLevel.INFO
     """`debug`, `info`, `warning` or `error`."""
     labels: Mapping[str, str] = field(default_factory=dict)

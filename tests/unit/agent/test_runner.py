@@ -15,6 +15,7 @@ from tests.support.plane import RecordingHost
 from tests.support.time import LoopClock, until, virtual_time
 
 from gamenode.agent.journal import Journal, Outcome
+from gamenode.agent.policy import OpenPolicy
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime.fake import FakeRuntime
 from gamenode.agent.spool.logs import LogSpool
@@ -153,6 +154,7 @@ class Node:
             uploader=self.uploader,
             reporter=self,
             envs={},
+            policy=OpenPolicy(),
             clock=self.clock,
             settings=RunnerSettings(),
         )
