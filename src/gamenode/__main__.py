@@ -38,6 +38,7 @@ _DEV_CHILD: Final = "GAMENODE_DEV_CHILD"
 SERVER_SECTIONS: Final = frozenset(
     {
         "server",
+        "clock",
         "database",
         "access",
         "api",
@@ -64,6 +65,7 @@ AGENT_SECTIONS: Final = frozenset(
         "link",
         "session",
         "conditions",
+        "clock",
         "collector",
         "inventory",
         "runner",

@@ -44,7 +44,7 @@ from gamenode.domain.node import (
     RegistrationAnswer,
 )
 from gamenode.domain.pipeline import NewPipeline, Pipeline
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, ClockSettings, ClockWatch
 from gamenode.lib.tasks import Supervisor
 from gamenode.server.db.database import Database, DatabaseSettings
 from gamenode.server.events.feed import EventFeed, EventFeedSettings
@@ -138,6 +138,7 @@ class ControlPlane:
         settings: PlaneSettings | None = None,
     ) -> None:
         self.clock = clock
+        self.clock_watch = ClockWatch(clock, ClockSettings())
         self.settings = settings = settings or PlaneSettings()
         random = random or Random(1)
         ids = ids or CountingIds()
@@ -151,6 +152,7 @@ class ControlPlane:
         self.nodes = NodeManager(
             service=self.node_service,
             clock=clock,
+            clock_watch=self.clock_watch,
             ids=ids,
             settings=settings.nodes,
             states=StateSettings(),
@@ -192,7 +194,12 @@ class ControlPlane:
             pipelines=self.pipelines,
             logs=self._logs,
             log_service=self.log_service,
-            metrics=MetricService(self.database, clock=clock, settings=MetricSettings()),
+            metrics=MetricService(
+                self.database,
+                clock=clock,
+                clock_watch=self.clock_watch,
+                settings=MetricSettings(),
+            ),
             feed=self.feed,
             settings=RpcSettings(),
             link=AgentLink(

@@ -28,7 +28,7 @@ from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.node import NodeType, Registration, node_id_of
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, ClockWatch
 from gamenode.lib.folder import hold_folder
 from gamenode.lib.tasks import Supervisor
 
@@ -119,7 +119,9 @@ class Agent:
             outbox=self._outbox,
             inventory=self._inventory,
             registration=self._registration,
-            conditions=HostConditions(data, self._runtime, settings.conditions).look,
+            conditions=HostConditions(
+                data, self._runtime, ClockWatch(clock, settings.clock), settings.conditions
+            ).look,
             clock=clock,
             random=random,
             settings=settings.session,

@@ -13,6 +13,7 @@ from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
 from gamenode.agent.session import SessionSettings
 from gamenode.agent.uploader import UploaderSettings
+from gamenode.lib.clock import ClockSettings
 from gamenode.telemetry import LogLevel
 
 
@@ -59,6 +60,7 @@ class AgentSettings:
     link: LinkSettings = field(default_factory=LinkSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     conditions: ConditionSettings = field(default_factory=ConditionSettings)
+    clock: ClockSettings = field(default_factory=ClockSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     logs: UploaderSettings = field(default_factory=UploaderSettings)
     inventory: ReporterSettings = field(default_factory=ReporterSettings)
