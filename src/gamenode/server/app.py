@@ -49,6 +49,7 @@ from gamenode.server.nodes.service import GameNodeService
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.manager import PipelineManager
 from gamenode.server.pipelines.service import GamePipelineGRPCService
+from gamenode.server.pipelines.verifier import AttemptVerifier
 from gamenode.server.rpc.agent_link import AgentLink
 from gamenode.server.rpc.interceptors import EdgeInterceptor
 from gamenode.server.rpc.servicer import GameNodeServer
@@ -156,6 +157,11 @@ class Server:
                     Nouns(
                         pipeline_manager=self._pipelines,
                         pipeline_service=self._pipeline_service,
+                        verifier=AttemptVerifier(
+                            service=self._pipeline_service,
+                            nodes=self._nodes,
+                            settings=settings.verifier,
+                        ),
                         nodes=self._nodes,
                         inventories=self._nodes.inventories,
                         logs=self._logs,
