@@ -48,6 +48,7 @@ from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.nodes.service import GameNodeService
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.manager import PipelineManager
+from gamenode.server.pipelines.retention import Retention
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.server.pipelines.verifier import AttemptVerifier
 from gamenode.server.rpc.agent_link import AgentLink
@@ -139,6 +140,14 @@ class Server:
             ids=ids,
             settings=settings.pipelines,
         )
+        self._retention = Retention(
+            service=self._pipeline_service,
+            logs=self._log_service,
+            removed=self._pipelines.forget,
+            clock=clock,
+            clock_watch=self._clock_watch,
+            settings=settings.pipelines,
+        )
         self._metrics = MetricService(
             self._database,
             clock=clock,
@@ -209,6 +218,7 @@ class Server:
         self._supervisor.keep("nodes.flush", self._nodes.flush)
         self._supervisor.keep("nodes.states", self._nodes.states.run)
         self._supervisor.keep("dispatch", self._dispatcher.run)
+        self._supervisor.keep("pipelines.retention", self._retention.run)
         self._supervisor.keep("metrics.purge", self._metrics.purge)
         self._supervisor.keep("events.purge", self._purge_events)
         self._supervisor.keep("events.internal_errors", self._internal_errors.run)
