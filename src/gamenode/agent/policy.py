@@ -39,6 +39,7 @@ from gamenode.lib.settings import SettingsError, load_settings
 
 _log = logging.getLogger(__name__)
 
+_ALL: Final = Path("/")
 _FILE_BYTES_MAX: Final = 64 * 1024
 _WRITABLE: Final = stat.S_IWGRP | stat.S_IWOTH
 _LOADER: Final = re.compile(
@@ -132,8 +133,10 @@ class FilePolicy:
         named = [*rules.mounts]
         if rules.mount_envs:
             # Folders only, and never the whole host, which an env may name for other reasons.
-            named += [root for root in self._env_roots if Path(root).is_dir() and root.strip("/")]
-        roots = list(_resolved_roots(named))
+            named += [
+                root for root in self._env_roots if Path(root).is_dir() and _plainly(root) != _ALL
+            ]
+        roots = [_plainly(root) for root in named if _is_plain(root)]
         volumes: list[str] = []
         refused: list[Refusal] = []
         for index, text in enumerate(container.volumes):
@@ -154,7 +157,10 @@ class FilePolicy:
                 volumes.append(volume.at(str(source)))
             else:
                 leads = _leads(volume.source, source)
-                why = f"{leads} is outside the allowed roots {listed(named)}"
+                shown_roots = [
+                    root if _is_plain(root) else f"{root}, which has a link in it" for root in named
+                ]
+                why = f"{leads} is outside the allowed roots {listed(shown_roots)}"
                 refused.append(Refusal(f"volumes[{index}]", why))
         return volumes, refused
 
@@ -177,7 +183,7 @@ def resolved(path: str) -> Path:
     # An engine takes `..` away before it follows links, which may lead elsewhere.
     if ".." in path.split("/"):
         raise OSError(0, "a path must not go up with ..")
-    there = Path("/" + path.lstrip("/"))
+    there = _plainly(path)
     missing: list[str] = []
     while True:
         try:
@@ -189,12 +195,21 @@ def resolved(path: str) -> Path:
             there = there.parent
 
 
-def _resolved_roots(named: Sequence[str]) -> Iterator[Path]:
-    for root in named:
-        try:
-            yield resolved(root)
-        except OSError:
-            continue  # what cannot be looked at allows nothing
+def _plainly(path: str) -> Path:
+    """Return an absolute path without what means nothing; two slashes at its head are one."""
+    return Path("/" + path.lstrip("/"))
+
+
+def _is_plain(root: str) -> bool:
+    """Return whether no link is in the path of a root.
+
+    One below another root could be made a link by whoever has that one mounted, and would then
+    allow what it leads to.
+    """
+    try:
+        return resolved(root) == _plainly(root)
+    except OSError:
+        return False
 
 
 def _leads(named: str, found: Path) -> str:
@@ -207,6 +222,8 @@ def _resolved_devices(
     """Return the devices with the paths that they lead to, and those that are not allowed."""
     devices: list[str] = []
     refused: list[Refusal] = []
+    # A name such as /dev/serial/by-id/… is a link; its owner allows what it leads to.
+    named = {Path(os.path.realpath(it)) for it in rules.devices if not set("*?[") & set(it)}
     for index, text in enumerate(container.devices):
         key = f"devices[{index}]"
         device = Device.parse(text)
@@ -218,18 +235,12 @@ def _resolved_devices(
         except OSError as error:
             refused.append(Refusal(key, f"{device.path}: {error.strerror}"))
             continue
-        # A name such as /dev/serial/by-id/… is a link; its owner allows what it leads to.
-        named = path in _resolved_roots(_paths(rules.devices))
-        if (named or matches(str(path), rules.devices)) and ":" not in str(path):
+        if (path in named or matches(str(path), rules.devices)) and ":" not in str(path):
             devices.append(device.at(str(path)))
         else:
             leads = _leads(device.path, path)
             refused.append(Refusal(key, f"{leads} is not among {listed(rules.devices)} (devices)"))
     return devices, refused
-
-
-def _paths(patterns: Sequence[str]) -> list[str]:
-    return [pattern for pattern in patterns if not set("*?[") & set(pattern)]
 
 
 def _process_refusals(container: ContainerSpec, rules: ProcessRules) -> Iterator[Refusal]:

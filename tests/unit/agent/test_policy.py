@@ -143,11 +143,15 @@ async def test_a_link_put_in_place_of_a_missing_folder_is_seen_the_next_time(hos
     assert f"which is {host.secret}" in await refusal(policy, volumes=volumes)
 
 
-async def test_a_root_may_be_a_link_itself(host: Host) -> None:
-    (host.folder / "srv").symlink_to(host.games)
-    host.write(f'[containers]\nmounts = ["{host.folder}/srv"]\n')
-    found = await admitted(host.policy(), volumes=(f"{host.folder}/srv/x:/x",))
-    assert found.volumes == (f"{host.games}/x:/x",)
+async def test_a_root_that_a_step_could_make_a_link_allows_nothing_else(host: Host) -> None:
+    maps = host.games / "maps"
+    host.write(f'[containers]\nmounts = ["{host.games}", "{maps}"]\n')
+    policy = host.policy({"MAPS": str(maps)})
+    await admitted(policy, volumes=(f"{maps}:/x",))
+    maps.symlink_to(host.secret)  # as whoever has the games mounted can
+    message = await refusal(policy, volumes=(f"{host.secret}:/x",))
+    assert f"roots ({host.games}, {maps}, which has a link in it" in message
+    await refusal(policy, volumes=(f"{maps}:/x",))
 
 
 async def test_a_name_with_a_colon_is_not_handed_to_an_engine(host: Host) -> None:
@@ -159,7 +163,7 @@ async def test_a_name_with_a_colon_is_not_handed_to_an_engine(host: Host) -> Non
 async def test_folders_that_the_nodes_own_envs_name_may_be_mounted(host: Host) -> None:
     wind = host.folder / "wind"
     wind.mkdir()
-    envs = {"WIND_ROOT": str(wind), "ALL": "/", "SLASHES": "//", "A_FILE": str(host.file)}
+    envs = {"WIND_ROOT": str(wind), "ALL": "/", "SLASHES": "//.", "A_FILE": str(host.file)}
     await admitted(host.policy(envs), volumes=(f"{wind}/maps:/maps",))
     await refusal(host.policy(envs), volumes=("/etc:/x",))
     await refusal(host.policy(envs), volumes=(f"{host.file}:/x",))
