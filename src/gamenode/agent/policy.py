@@ -130,17 +130,13 @@ class FilePolicy:
         self, container: ContainerSpec, rules: ContainerRules
     ) -> tuple[list[str], list[Refusal]]:
         """Return the volumes with the host paths that they lead to, and those outside the roots."""
-        named = [*rules.mounts]
-        if rules.mount_envs:
-            # Folders only, and never the whole host, which an env may name for other reasons.
-            named += [
-                root for root in self._env_roots if Path(root).is_dir() and _plainly(root) != _ALL
-            ]
-        roots = [_plainly(root) for root in named if _is_plain(root)]
+        read = [(text, Volume.parse(text)) for text in container.volumes]
+        if not any(volume is not None and volume.is_mount for _, volume in read):
+            return list(container.volumes), []  # a disk that hangs holds up only who wants it
+        roots, shown_roots = self._roots(rules)
         volumes: list[str] = []
         refused: list[Refusal] = []
-        for index, text in enumerate(container.volumes):
-            volume = Volume.parse(text)
+        for index, (text, volume) in enumerate(read):
             if volume is None or not volume.is_mount:
                 volumes.append(text)
                 continue
@@ -157,12 +153,31 @@ class FilePolicy:
                 volumes.append(volume.at(str(source)))
             else:
                 leads = _leads(volume.source, source)
-                shown_roots = [
-                    root if _is_plain(root) else f"{root}, which has a link in it" for root in named
-                ]
-                why = f"{leads} is outside the allowed roots {listed(shown_roots)}"
+                why = f"{leads} is outside the allowed roots {shown_roots}"
                 refused.append(Refusal(f"volumes[{index}]", why))
         return volumes, refused
+
+    def _roots(self, rules: ContainerRules) -> tuple[list[Path], str]:
+        """Return the folders that may be mounted from, and what to tell of them.
+
+        No link may be in the path of a root: one below another root could be made a link by whoever
+        has that one mounted, and would then allow what it leads to.
+        """
+        named = [*rules.mounts]
+        if rules.mount_envs:
+            # Folders only, and never the whole host, which an env may name for other reasons.
+            named += [root for root in self._env_roots if _is_folder_below_all(root)]
+        roots: list[Path] = []
+        told: list[str] = []
+        for root in named:
+            try:
+                plain = resolved(root) == _plainly(root)
+            except OSError:
+                plain = False
+            if plain:
+                roots.append(_plainly(root))
+            told.append(root if plain else f"{root}, which has a link in it or cannot be seen")
+        return roots, listed(told)
 
 
 class _UnusableError(Exception):
@@ -200,14 +215,9 @@ def _plainly(path: str) -> Path:
     return Path("/" + path.lstrip("/"))
 
 
-def _is_plain(root: str) -> bool:
-    """Return whether no link is in the path of a root.
-
-    One below another root could be made a link by whoever has that one mounted, and would then
-    allow what it leads to.
-    """
+def _is_folder_below_all(path: str) -> bool:
     try:
-        return resolved(root) == _plainly(root)
+        return Path(path).is_dir() and _plainly(path) != _ALL
     except OSError:
         return False
 
@@ -288,18 +298,14 @@ def _names_of(user_id: int | None, group: str) -> set[str]:
 
 
 def _user_id(text: str) -> int | None:
-    if text.isdecimal():
-        return int(text)
-    with suppress(KeyError):
-        return pwd.getpwnam(text).pw_uid
+    with suppress(KeyError, ValueError):  # there is none, or none can be named so
+        return int(text) if text.isdecimal() else pwd.getpwnam(text).pw_uid
     return None
 
 
 def _group_id(text: str) -> int | None:
-    if text.isdecimal():
-        return int(text)
-    with suppress(KeyError):
-        return grp.getgrnam(text).gr_gid
+    with suppress(KeyError, ValueError):
+        return int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
     return None
 
 
@@ -367,7 +373,7 @@ def _read(path: Path) -> tuple[_Signature | None, Rules]:
     except ValueError as error:  # not UTF-8, or not TOML
         raise _UnusableError(f"{path}: {error}") from error
     for root in rules.containers.mounts:
-        if not root.startswith("/") or ".." in root.split("/"):
+        if not root.startswith("/") or ".." in root.split("/") or "\0" in root:
             raise _UnusableError(
                 f"{path}: containers.mounts: {shown(root)} is not an absolute path without .."
             )

@@ -40,7 +40,7 @@ _IMAGE: Final = re.compile(
 _IMAGE_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}")
 _GPU_ID: Final = re.compile(r"[0-9]+(?::[0-9]+)?|(?:GPU|MIG)-[A-Za-z0-9/-]+")
 _GPU_DRIVERS: Final = frozenset({"", "nvidia"})
-_USER_NUMBERS: Final = re.compile(r"([0-9]+)(?::([0-9]+))?")
+_USER_NUMBERS: Final = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,6 +134,7 @@ def test_an_owner_can_allow_more(rules: ContainerRules, fields: dict[str, Any]) 
         ("user", ContainerRules(root=False), {"user": "00:1000"}),
         ("user", ContainerRules(root=False), {"user": "1000:0"}),
         ("user", ContainerRules(root=False), {"user": "+0"}),
+        ("user", ContainerRules(root=False), {"user": "0" * 5000}),
         ("user", ContainerRules(root=False), {"user": "\N{ARABIC-INDIC DIGIT ONE}"}),
         ("volumes[0]", ContainerRules(volumes=("game-*",)), {"volumes": ("db:/data",)}),
         (
