@@ -26,6 +26,7 @@ from gamenode.agent.link import AgentStream, LinkError
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime import Ended, RunKey
 from gamenode.agent.runtime.fake import FakeHost, FakeRuntime
+from gamenode.agent.secrets import Secrets, SecretSettings
 from gamenode.agent.session import Outbox, Session, SessionSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
@@ -535,7 +536,13 @@ class NodeAgent:
             journal=self.journal,
             uploader=self.uploader,
             reporter=self.outbox,
-            envs={},
+            secrets=Secrets(
+                self._folder / f"{self.node_id}.secrets",
+                envs={},
+                secret_envs=(),
+                clock=self._clock,
+                settings=SecretSettings(),
+            ),
             clock=self._clock,
             settings=self._runner_settings,
         )

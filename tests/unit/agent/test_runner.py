@@ -17,6 +17,7 @@ from tests.support.time import LoopClock, until, virtual_time
 from gamenode.agent.journal import Journal, Outcome
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime.fake import FakeRuntime
+from gamenode.agent.secrets import Secrets, SecretSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
 from gamenode.domain.command import (
@@ -137,6 +138,7 @@ class Node:
     clock: LoopClock = field(default_factory=LoopClock)
     reports: list[Report] = field(default_factory=list)
     server: TakesEverything = field(default_factory=TakesEverything)
+    envs: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.host = RecordingHost(clock=self.clock)
@@ -147,12 +149,19 @@ class Node:
         self.uploader = LogUploader(
             link=self.server, spool=LogSpool(self.folder / "spool"), settings=UploaderSettings()
         )
+        self.secrets = Secrets(
+            self.folder / "secrets",
+            envs=self.envs,
+            secret_envs=self.envs.keys() - {"OPEN"},
+            clock=self.clock,
+            settings=SecretSettings(),
+        )
         self.runner = Runner(
             runtime=FakeRuntime(self.host),
             journal=self.journal,
             uploader=self.uploader,
             reporter=self,
-            envs={},
+            secrets=self.secrets,
             clock=self.clock,
             settings=RunnerSettings(),
         )
