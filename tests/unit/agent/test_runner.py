@@ -87,6 +87,7 @@ class TakesEverything:
 
     def __init__(self) -> None:
         self.lengths: dict[LogKey, int] = {}
+        self.logs: dict[LogKey, bytes] = {}
         self.here = asyncio.Event()
         self.here.set()
 
@@ -97,6 +98,7 @@ class TakesEverything:
         length = self.lengths.get(key, 0)
         if offset == length:
             length = self.lengths[key] = offset + len(chunk)
+            self.logs[key] = self.logs.get(key, b"") + chunk
         return AppendAnswer(next_offset=length, position=position, hash=b"")
 
 
