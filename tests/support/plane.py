@@ -58,6 +58,7 @@ from gamenode.server.nodes.service import GameNodeService, InventorySettings
 from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings, TaskDispatcher
 from gamenode.server.pipelines.manager import PipelineManager, PipelineSettings
+from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.server.rpc.agent_link import AgentLink, AgentLinkSettings
 from gamenode.server.rpc.servicer import GameNodeServer, RpcSettings
@@ -156,7 +157,7 @@ class ControlPlane:
             states=StateSettings(),
             inventories=InventorySettings(),
         )
-        self.service = GamePipelineGRPCService(self.database)
+        self.service = GamePipelineGRPCService(self.database, SecretBox(bytes(32)))
         files = LogFiles(folder / "logs")
         self.log_service = LogService(self.database, files, settings=LogSettings())
         self._streamer = LogStreamer(

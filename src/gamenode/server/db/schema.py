@@ -172,6 +172,8 @@ pipelines: Final = Table(
     Column("cancel_by", Text, nullable=False),
     Column("cancel_acknowledged_at", BigInteger),
     Column("retry_of", String(36), nullable=False),
+    # Its secret args, under the key in secrets.key.
+    Column("sealed", LargeBinary),
     # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
     Index(
         "pipelines_queued",
@@ -199,6 +201,12 @@ pipelines: Final = Table(
         postgresql_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
     ),
     Index("pipelines_newest", "created_at", "id"),
+    Index(
+        "pipelines_sealed",
+        "ended_at",
+        sqlite_where=text("sealed IS NOT NULL"),
+        postgresql_where=text("sealed IS NOT NULL"),
+    ),
 )
 
 steps: Final = Table(
