@@ -27,6 +27,7 @@ VALUE_BYTES_MAX: Final = 16_384
 FILLED_CHARACTERS_MAX: Final = 1_048_576
 """What all texts of a pipeline may hold once they are filled; it must fit a message to an agent."""
 
+INTEGER_MAX: Final = 10**18 - 1
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 
 
