@@ -49,6 +49,7 @@ SERVER_SECTIONS: Final = frozenset(
         "inventories",
         "dispatch",
         "pipelines",
+        "verifier",
         "logs",
         "log_reading",
         "log_followers",

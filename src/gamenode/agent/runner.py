@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from gamenode.agent.journal import (
     Held,
     Journal,
+    JournaledTry,
     KeptService,
     Outcome,
     Try,
     certainly_unwritten,
 )
-from gamenode.agent.runtime import Ended, LogBlock, Runtime, StartError
+from gamenode.agent.runtime import Ended, Found, LogBlock, Running, Runtime, StartError
 from gamenode.agent.secrets import Secrets
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.command import (
@@ -50,10 +52,17 @@ from gamenode.domain.pipeline import (
     StepReport,
     StepType,
 )
+from gamenode.domain.verification import HostAttempt, RunState
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
+from gamenode.lib.groups import QueueFullError
 from gamenode.lib.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
+_RUN_STATES: Final = {
+    type(None): RunState.ABSENT,
+    Running: RunState.RUNNING,
+    Ended: RunState.ENDED,
+}
 
 
 class Reporter(Protocol):
@@ -81,6 +90,10 @@ class RunnerSettings:
     """How long a dispatch waits after something unexpected, before it goes on."""
     message_chars_max: int = 1_000
     """How much of what a runtime says of an end is reported."""
+    look_s_max: float = 10.0
+    """How long it may take to find out what the host holds, when the server asks."""
+    stated_attempts_max: int = 20_000
+    """How many attempts one such answer holds; an agent with more refuses."""
 
 
 @dataclass(slots=True)
@@ -208,6 +221,37 @@ class Runner:
         work = self._works.get(dispatch)
         if work is not None:
             work.released.set()
+
+    async def state_attempts(self) -> OrderAnswer:
+        """Return every run that the journal or the host holds; refuse where that cannot be said.
+
+        Source: P1, P2; `gamenode verify attempts`.
+        """
+        try:
+            async with asyncio.timeout(self._settings.look_s_max):
+                # The host first: what is on it was journaled before, so that a run that begins
+                # meanwhile never looks like one without an entry.
+                on_host = await self._runtime.runs()
+                journaled = await self._journal.tries()
+        except (TimeoutError, GameNodeError, sqlite3.Error, QueueFullError) as error:
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason="UNAVAILABLE",
+                message=f"host or journal cannot be read now: {error or 'it takes too long'}",
+            )
+        keys = on_host.keys() | journaled.keys()
+        if len(keys) > self._settings.stated_attempts_max:
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason="TOO_MANY",
+                message=f"{len(keys)} attempts are more than one answer holds",
+            )
+        return OrderAnswer(
+            outcome=OrderOutcome.ACCEPTED,
+            attempts=tuple(
+                _host_attempt(key, on_host.get(key), journaled.get(key)) for key in keys
+            ),
+        )
 
     @property
     def state(self) -> tuple[int, Maintenance]:
@@ -804,6 +848,19 @@ async def _first_of(
         for future, wait in zip(futures, waits, strict=True):
             if future is not wait:
                 future.cancel()
+
+
+def _host_attempt(key: LogKey, found: Found | None, journaled: JournaledTry | None) -> HostAttempt:
+    told = found or journaled
+    ended = found if isinstance(found, Ended) else journaled if found is None else None
+    return HostAttempt(
+        key=key,
+        in_journal=journaled is not None,
+        state=_RUN_STATES[type(found)],
+        started_at=told.started_at if told is not None else None,
+        ended_at=ended.ended_at if ended is not None else None,
+        ending=journaled is not None and journaled.ending,
+    )
 
 
 def _first_key(order: ExecuteOrder) -> LogKey | None:

@@ -50,6 +50,7 @@ from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.manager import PipelineManager
 from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.server.pipelines.service import GamePipelineGRPCService
+from gamenode.server.pipelines.verifier import AttemptVerifier
 from gamenode.server.rpc.agent_link import AgentLink
 from gamenode.server.rpc.interceptors import EdgeInterceptor
 from gamenode.server.rpc.servicer import GameNodeServer
@@ -159,6 +160,11 @@ class Server:
                     Nouns(
                         pipeline_manager=self._pipelines,
                         pipeline_service=self._pipeline_service,
+                        verifier=AttemptVerifier(
+                            service=self._pipeline_service,
+                            nodes=self._nodes,
+                            settings=settings.verifier,
+                        ),
                         nodes=self._nodes,
                         inventories=self._nodes.inventories,
                         logs=self._logs,

@@ -20,6 +20,7 @@ from gamenode.server.nodes.service import InventorySettings
 from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
 from gamenode.server.pipelines.manager import PipelineSettings
+from gamenode.server.pipelines.verifier import VerifierSettings
 from gamenode.server.rpc.agent_link import AgentLinkSettings
 from gamenode.server.rpc.servicer import RpcSettings
 from gamenode.telemetry import LogLevel
@@ -59,6 +60,7 @@ class ServerSettings:
     inventories: InventorySettings = field(default_factory=InventorySettings)
     dispatch: DispatcherSettings = field(default_factory=DispatcherSettings)
     pipelines: PipelineSettings = field(default_factory=PipelineSettings)
+    verifier: VerifierSettings = field(default_factory=VerifierSettings)
     logs: LogSettings = field(default_factory=LogSettings)
     log_reading: StreamerSettings = field(default_factory=StreamerSettings)
     log_followers: ManagerSettings = field(default_factory=ManagerSettings)

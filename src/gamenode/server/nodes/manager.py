@@ -431,6 +431,10 @@ class NodeManager:
                     break
         return found
 
+    def ids(self) -> Sequence[str]:
+        """Return the id of every registered node, in order."""
+        return sorted(self._nodes)
+
     def candidates(self, loads: Mapping[str, int]) -> Sequence[Candidate]:
         """Return what placement needs to know of every node."""
         return [

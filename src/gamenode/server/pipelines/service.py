@@ -33,6 +33,7 @@ from gamenode.domain.pipeline import (
 )
 from gamenode.domain.placement import QueuedPipeline
 from gamenode.domain.template import Namespace, names_used
+from gamenode.domain.verification import StepKey, StepRecord
 from gamenode.lib.clock import Instant
 from gamenode.server.db.database import Database
 from gamenode.server.nodes import service as nodes
@@ -124,6 +125,23 @@ class GamePipelineGRPCService:
     async def cancelling(self, node_ids: Collection[str], limit: int) -> Sequence[WantedEnd]:
         """Return whose end is wanted on these nodes, while they have not said that they know."""
         return await self._db.read(lambda conn: store.cancelling(conn, node_ids, limit))
+
+    async def step_records(
+        self, pipeline_ids: Collection[str], *, batch_max: int
+    ) -> Mapping[StepKey, StepRecord]:
+        """Return what is known of the steps of these pipelines, and of every step that runs.
+
+        At most `batch_max` pipelines are named in one statement.
+        """
+        wanted = sorted(pipeline_ids)
+
+        def read(conn: Connection) -> Mapping[StepKey, StepRecord]:
+            found = store.running_records(conn)
+            for start in range(0, len(wanted), batch_max):
+                found += store.step_records(conn, wanted[start : start + batch_max])
+            return {(record.pipeline_id, record.step): record for record in found}
+
+        return await self._db.read(read)
 
     async def is_granted(self, key: LogKey, node_id: str) -> bool:
         """Return whether a node was granted this try."""

@@ -14,6 +14,7 @@ from sqlalchemy import (
     BindParameter,
     Connection,
     Row,
+    Select,
     and_,
     bindparam,
     exists,
@@ -38,6 +39,7 @@ from gamenode.domain.pipeline import (
     sources_of,
 )
 from gamenode.domain.placement import QueuedPipeline
+from gamenode.domain.verification import StepRecord
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
 
@@ -390,6 +392,52 @@ _STEP: Final = select(schema.steps).where(
 def step_row(conn: Connection, pipeline_id: str, name: str) -> Row[Any] | None:
     """Return the row of one step."""
     return conn.execute(_STEP, {"of_pipeline": pipeline_id, "of_name": name}).first()
+
+
+_RECORDS: Final = select(
+    _pipelines.id,
+    _pipelines.node_id,
+    _pipelines.status.label("pipeline_status"),
+    *(
+        _steps[name]
+        for name in ("name", "type", "status", "reason", "attempt", "granted_from", "granted_to")
+    ),
+).where(_steps.pipeline_id == _pipelines.id)
+
+
+def step_records(conn: Connection, pipeline_ids: Collection[str]) -> list[StepRecord]:
+    """Return what is known of the steps of these pipelines, as far as they are known."""
+    return _records(conn, _RECORDS.where(_pipelines.id.in_(pipeline_ids)))
+
+
+def running_records(conn: Connection) -> list[StepRecord]:
+    """Return what is known of every step that runs."""
+    return _records(
+        conn,
+        _RECORDS.where(
+            _pipelines.node_id != _NOWHERE,
+            _one_of(_pipelines.status, _ACTIVE),
+            _is(_steps.status, Status.RUNNING),
+        ),
+    )
+
+
+def _records(conn: Connection, query: Select[Any]) -> list[StepRecord]:
+    return [
+        StepRecord(
+            pipeline_id=row.id,
+            step=row.name,
+            type=StepType(row.type),
+            node_id=row.node_id,
+            pipeline_status=Status(row.pipeline_status),
+            status=Status(row.status),
+            reason=Reason(row.reason),
+            attempt=row.attempt,
+            granted_from=row.granted_from,
+            granted_to=row.granted_to,
+        )
+        for row in conn.execute(query)
+    ]
 
 
 _STEPS: Final = (
