@@ -23,14 +23,17 @@ from gamenode.agent.inventory.collector import Collector, CollectorSettings
 from gamenode.agent.inventory_reporter import InventoryReporter, ReporterSettings
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import AgentStream, LinkError
+from gamenode.agent.policy import OpenPolicy, Policy
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime import Ended, RunKey
 from gamenode.agent.runtime.fake import FakeHost, FakeRuntime
+from gamenode.agent.secrets import Secrets, SecretSettings
 from gamenode.agent.session import Outbox, Session, SessionSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
 from gamenode.domain.access import Actor, ActorKind, Role
 from gamenode.domain.command import (
+    ExecuteOrder,
     LivingInstances,
     NumberedReport,
     OrderAnswer,
@@ -49,7 +52,8 @@ from gamenode.domain.node import (
     RegistrationAnswer,
 )
 from gamenode.domain.pipeline import NewPipeline, Pipeline
-from gamenode.lib.clock import Clock
+from gamenode.domain.placement import Demand
+from gamenode.lib.clock import Clock, ClockSettings, ClockWatch
 from gamenode.lib.tasks import Supervisor
 from gamenode.server.db.database import Database, DatabaseSettings
 from gamenode.server.events.feed import EventFeed, EventFeedSettings
@@ -63,6 +67,7 @@ from gamenode.server.nodes.service import GameNodeService, InventorySettings
 from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings, TaskDispatcher
 from gamenode.server.pipelines.manager import PipelineManager, PipelineSettings
+from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.server.rpc.agent_link import AgentLink, AgentLinkSettings
 from gamenode.server.rpc.servicer import GameNodeServer, RpcSettings
@@ -143,6 +148,7 @@ class ControlPlane:
         settings: PlaneSettings | None = None,
     ) -> None:
         self.clock = clock
+        self.clock_watch = ClockWatch(clock, ClockSettings())
         self.settings = settings = settings or PlaneSettings()
         random = random or Random(1)
         ids = ids or CountingIds()
@@ -156,12 +162,13 @@ class ControlPlane:
         self.nodes = NodeManager(
             service=self.node_service,
             clock=clock,
+            clock_watch=self.clock_watch,
             ids=ids,
             settings=settings.nodes,
             states=StateSettings(),
             inventories=InventorySettings(),
         )
-        self.service = GamePipelineGRPCService(self.database)
+        self.service = GamePipelineGRPCService(self.database, SecretBox(bytes(32)))
         files = LogFiles(folder / "logs")
         self.log_service = LogService(self.database, files, settings=LogSettings())
         self._streamer = LogStreamer(
@@ -197,7 +204,12 @@ class ControlPlane:
             pipelines=self.pipelines,
             logs=self._logs,
             log_service=self.log_service,
-            metrics=MetricService(self.database, clock=clock, settings=MetricSettings()),
+            metrics=MetricService(
+                self.database,
+                clock=clock,
+                clock_watch=self.clock_watch,
+                settings=MetricSettings(),
+            ),
             feed=self.feed,
             settings=RpcSettings(),
             link=AgentLink(
@@ -235,6 +247,15 @@ class ControlPlane:
     async def create(self, file: str, **request: Any) -> Pipeline:
         """Create a pipeline as a user does."""
         return await self.pipelines.create(NewPipeline(file=file, **request), by=USER)
+
+    async def bind(
+        self, pipeline_id: str, node_id: str = "n1", *, demand: Demand | None = None
+    ) -> ExecuteOrder | None:
+        """Bind past the dispatcher, to a node that memory takes for reached and free."""
+        node = next(each for each in self.nodes.candidates({}) if each.node_id == node_id)
+        node = replace(node, connected=True)
+        demand = demand or Demand(node_id=node_id)
+        return await self.service.bind(pipeline_id, demand, node, now=self.clock.now())
 
     async def events(self) -> list[Event]:
         """Return every event so far."""
@@ -514,6 +535,8 @@ class NodeAgent:
         host: FakeHost | None = None,
         runner: RunnerSettings | None = None,
         session: SessionSettings | None = None,
+        policy: Policy | None = None,
+        envs: Mapping[str, str] | None = None,
     ) -> None:
         self.node_id = node_id
         self.boot_id = f"boot-of-{node_id}"
@@ -525,6 +548,8 @@ class NodeAgent:
         self._random = random or Random(2)
         self._runner_settings = runner or RunnerSettings()
         self._session_settings = session or SessionSettings()
+        self._policy = policy or OpenPolicy()
+        self._envs = envs or {}
         self.running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -544,7 +569,14 @@ class NodeAgent:
             journal=self.journal,
             uploader=self.uploader,
             reporter=self.outbox,
-            envs={},
+            policy=self._policy,
+            secrets=Secrets(
+                self._folder / f"{self.node_id}.secrets",
+                envs=self._envs,
+                secret_envs=(),
+                clock=self._clock,
+                settings=SecretSettings(),
+            ),
             clock=self._clock,
             settings=self._runner_settings,
         )
@@ -590,5 +622,8 @@ class NodeAgent:
 
     async def _registration(self, last_session_epoch: int | None) -> Registration:
         return registration(
-            self.node_id, boot_id=self.boot_id, last_session_epoch=last_session_epoch
+            self.node_id,
+            boot_id=self.boot_id,
+            last_session_epoch=last_session_epoch,
+            env_names=frozenset(self._envs),
         )

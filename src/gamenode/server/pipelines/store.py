@@ -17,11 +17,13 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    delete,
     exists,
     insert,
     literal_column,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.sql.elements import ColumnElement
@@ -65,7 +67,11 @@ def _is(column: ColumnElement[str], status: Status) -> ColumnElement[bool]:
 
 _LISTED: Final[Select[Any]] = (
     select(
-        *(c for c in schema.pipelines.columns if c.name not in ("file", "work", "demand")),
+        *(
+            c
+            for c in schema.pipelines.columns
+            if c.name not in ("file", "work", "sealed", "demand")
+        ),
         schema.waiting.c.message.label("waits_because"),
         schema.waiting.c.reasons.label("waiting_reasons"),
     )
@@ -309,13 +315,22 @@ def lock(conn: Connection, pipeline_id: str) -> Row[Any] | None:
     return conn.execute(_LOCK, {"of_pipeline": pipeline_id}).first()
 
 
-_WORK: Final = select(_pipelines.work).where(_pipelines.id == _PIPELINE)
+_WORK: Final = select(_pipelines.work, _pipelines.sealed).where(_pipelines.id == _PIPELINE)
 
 
-def work(conn: Connection, pipeline_id: str) -> bytes:
-    """Return the packed order of a pipeline."""
-    packed: bytes = conn.scalar(_WORK, {"of_pipeline": pipeline_id}) or b""
-    return packed
+def work(conn: Connection, pipeline_id: str) -> tuple[bytes, bytes | None]:
+    """Return the packed order of a pipeline, and its sealed secrets."""
+    row = conn.execute(_WORK, {"of_pipeline": pipeline_id}).first()
+    return (row.work, row.sealed) if row is not None else (b"", None)
+
+
+def forget_secrets(conn: Connection, before: Instant) -> None:
+    """Forget the secrets of pipelines that ended before that."""
+    conn.execute(
+        update(schema.pipelines)
+        .where(_pipelines.sealed.is_not(None), _pipelines.ended_at < before)
+        .values(sealed=None)
+    )
 
 
 _STEP: Final = select(schema.steps).where(
@@ -533,6 +548,60 @@ _ACTIVE_STEPS: Final = (
 def active_steps(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
     """Return the rows of the steps that have not ended."""
     return conn.execute(_ACTIVE_STEPS, {"of_pipeline": pipeline_id}).all()
+
+
+_HOLDS: Final = exists().where(schema.reservations.c.pipeline_id == _pipelines.id)
+_REMOVABLE: Final = and_(
+    _pipelines.ended_at.is_not(None), _pipelines.cancel_acknowledged_at.is_not(None), ~_HOLDS
+)
+
+
+def removable(conn: Connection, *, before: Instant, ended_max: int, limit: int) -> Sequence[str]:
+    """Return the longest ended pipelines of which nothing may live, and keep others from them.
+
+    Those that ended before `before`, or before the newest `ended_max` that have ended.
+    """
+    too_old: ColumnElement[bool] = _pipelines.ended_at < before
+    first_beyond = conn.execute(
+        select(_pipelines.ended_at, _pipelines.id)
+        .where(_pipelines.ended_at.is_not(None))
+        .order_by(_pipelines.ended_at.desc(), _pipelines.id.desc())
+        .offset(ended_max)
+        .limit(1)
+    ).first()
+    if first_beyond is not None:
+        too_old = or_(too_old, tuple_(_pipelines.ended_at, _pipelines.id) <= tuple_(*first_beyond))
+    return conn.scalars(
+        select(_pipelines.id)
+        .where(_REMOVABLE, too_old)
+        .order_by(_pipelines.ended_at, _pipelines.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def remove(conn: Connection, pipeline_ids: Sequence[str], *, key_keep_ns: int) -> None:
+    """Remove pipelines with their steps; their keys stay `key_keep_ns` from their creation on."""
+    conn.execute(
+        update(schema.idempotency_keys)
+        .where(_keys.pipeline_id.in_(pipeline_ids))
+        .values(expires_at=_keys.created_at + key_keep_ns)
+    )
+    conn.execute(delete(schema.steps).where(_steps.pipeline_id.in_(pipeline_ids)))
+    conn.execute(delete(schema.pipelines).where(_pipelines.id.in_(pipeline_ids)))
+
+
+def remove_keys(conn: Connection, *, now: Instant, limit: int) -> int:
+    """Remove idempotency keys that nobody needs any more; return how many."""
+    expired = select(_keys.caller, _keys.key).where(_keys.expires_at <= now).limit(limit)
+    return conn.execute(
+        delete(schema.idempotency_keys).where(tuple_(_keys.caller, _keys.key).in_(expired))
+    ).rowcount
+
+
+def known(conn: Connection, pipeline_ids: Collection[str]) -> frozenset[str]:
+    """Return those of `pipeline_ids` that there are."""
+    return frozenset(conn.scalars(select(_pipelines.id).where(_pipelines.id.in_(pipeline_ids))))
 
 
 def step(row: Row[Any]) -> Step:
