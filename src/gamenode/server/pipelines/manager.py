@@ -37,8 +37,9 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.selector import parse_selector
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, after
 from gamenode.lib.ids import Ids
+from gamenode.lib.tasks import every
 from gamenode.server.events.feed import EventFeed
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.logs.service import LogService
@@ -64,6 +65,10 @@ class PipelineSettings(RetentionSettings):
     """The longest that one request may wait for an end."""
     reports_per_write_max: int = 250
     """How many reports one transaction takes, so that nobody waits long behind it (P14)."""
+    secrets_keep_s: float = 86_400.0
+    """How long the secrets of one that did not complete are kept, so that it can be retried."""
+    secrets_sweep_interval_s: float = 600.0
+    """How often it is looked for such that can be forgotten."""
     log_owners_max: int = 10_000
     """How many logs are remembered as rightly written to; then all are asked for anew."""
 
@@ -113,6 +118,15 @@ class PipelineManager:
         return await self._service.cancel(
             pipeline_id, reason=reason, force=force, by=by, now=self._clock.now()
         )
+
+    async def forget_secrets(self) -> None:
+        """Forget, time and again, the secrets of pipelines that ended long ago."""
+
+        async def sweep() -> None:
+            keep_s = self._settings.secrets_keep_s
+            await self._service.forget_secrets(after(self._clock.now(), -keep_s))
+
+        await every(self._settings.secrets_sweep_interval_s, sweep)
 
     async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
         """Remove a node; its agent is told so."""
@@ -265,7 +279,7 @@ class PipelineManager:
 
     def _prepare(self, request: NewPipeline) -> Prepared:
         spec = parse_pipeline(request.file)
-        steps, args = resolve(spec, request.args)
+        resolved = resolve(spec, request.args)
         _check_envs(spec, request)
         node = request.node or spec.placement.node
         selector = ",".join(filter(None, (spec.placement.selector, request.selector)))
@@ -275,16 +289,17 @@ class PipelineManager:
             id=pipeline_id,
             request=request,
             name=spec.name,
-            args=args,
+            args=resolved.args,
             envs_needed=frozenset(spec.envs) - request.envs.keys(),
             wanted_node=node,
             selector=selector,
             work=ExecuteOrder(
                 dispatch=Dispatch(pipeline_id, 0),
                 name=spec.name,
-                steps=tuple(self._unbound(step) for step in steps),
+                steps=tuple(self._unbound(step) for step in resolved.steps),
                 timeout_s=spec.timeout_s,
                 envs=dict(request.envs),
+                secrets=resolved.secrets,
             ),
         )
 

@@ -49,9 +49,7 @@ _pipelines: Final = schema.pipelines.c
 _steps: Final = schema.steps.c
 _keys: Final = schema.idempotency_keys.c
 _ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
-_LISTED: Final = [
-    column for column in schema.pipelines.columns if column.name not in ("file", "work")
-]
+_LISTED: Final = [c for c in schema.pipelines.columns if c.name not in ("file", "work", "sealed")]
 
 # Parameters of prebuilt statements; a column's own name would be one that an UPDATE sets.
 _PIPELINE: Final[BindParameter[Any]] = bindparam("of_pipeline")
@@ -370,13 +368,22 @@ def lock(conn: Connection, pipeline_id: str) -> Row[Any] | None:
     return conn.execute(_LOCK, {"of_pipeline": pipeline_id}).first()
 
 
-_WORK: Final = select(_pipelines.work).where(_pipelines.id == _PIPELINE)
+_WORK: Final = select(_pipelines.work, _pipelines.sealed).where(_pipelines.id == _PIPELINE)
 
 
-def work(conn: Connection, pipeline_id: str) -> bytes:
-    """Return the packed order of a pipeline."""
-    packed: bytes = conn.scalar(_WORK, {"of_pipeline": pipeline_id}) or b""
-    return packed
+def work(conn: Connection, pipeline_id: str) -> tuple[bytes, bytes | None]:
+    """Return the packed order of a pipeline, and its sealed secrets."""
+    row = conn.execute(_WORK, {"of_pipeline": pipeline_id}).first()
+    return (row.work, row.sealed) if row is not None else (b"", None)
+
+
+def forget_secrets(conn: Connection, before: Instant) -> None:
+    """Forget the secrets of pipelines that ended before that."""
+    conn.execute(
+        update(schema.pipelines)
+        .where(_pipelines.sealed.is_not(None), _pipelines.ended_at < before)
+        .values(sealed=None)
+    )
 
 
 _STEP: Final = select(schema.steps).where(
