@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from gamenode.lib import durable
 from gamenode.lib.durable import write_private
 
 
@@ -32,7 +31,7 @@ def test_a_write_that_fails_leaves_what_stood_there(
     def full(_: int) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr(durable.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no room"):
         write_private(path, b"two")
     assert path.read_bytes() == b"one"
