@@ -36,6 +36,7 @@ SOAK_EXAMPLES = 2_000
 
 STEP = """
   - name: {name}
+    type: {type}
     when: {when}
     retries: {{max: {retries}, backoff: 1s}}
     container:
@@ -55,6 +56,7 @@ def random_file(random: Random) -> str:
     steps = "".join(
         STEP.format(
             name=f"s{number}",
+            type=random.choice(["task", "task", "task", "service"]),
             when="always" if number == 2 else "success",
             retries=random.choice([0, 0, 2]),
             duration_s=random.choice([0, 0.5, 3, 8]),
@@ -193,6 +195,7 @@ class World:
             all(pipeline.status.terminal for pipeline in await self.all())
             and all(agent.runner.held() == [] for agent in self.agents)
             and all(agent.host.runs() == () for agent in self.agents)
+            and await self.plane.service.reserved() == {}
         )
 
     async def close(self) -> None:
