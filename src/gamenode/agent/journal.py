@@ -25,7 +25,7 @@ from gamenode.wire.codec import pack_order, unpack_order
 
 _SCHEMA = """
 CREATE TABLE session (
-    id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL
+    id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL, host_id TEXT NOT NULL
 );
 CREATE TABLE state (
     id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL, maintenance TEXT NOT NULL
@@ -119,18 +119,22 @@ class Journal:
         self,
         path: Path | None,
         *,
+        host_id: str = "",
         group_max: int = 256,
         queue_max: int = 10_000,
         pool: Executor | None = None,
     ) -> None:
         """Open or create the file at `path`; None: keep it in memory, for as long as this lives.
 
-        Writes run in `pool`, which stays open; without one, on a thread of their own.
+        `host_id` names the machine, where that can be told: on another one, a copied journal
+        continues nothing. Writes run in `pool`, which stays open; without one, on a thread of their
+        own.
 
         Raises:
             GameNodeError: CONFLICT, another build's tables are in it; UNAVAILABLE, it cannot be
                 written.
         """
+        self._host_id = host_id
         if path is not None:
             _make_private(path)
         self._connection = sqlite3.connect(
@@ -177,9 +181,11 @@ class Journal:
     # Read once, at start, before the loop has other work.
 
     def last_session_epoch(self) -> int | None:
-        """Return the newest session that was opened, or None."""
-        row = self._connection.execute("SELECT epoch FROM session").fetchone()
-        return row[0] if row else None
+        """Return the newest session that was opened, or None: none was, or not on this host."""
+        row = self._connection.execute("SELECT epoch, host_id FROM session").fetchone()
+        if row is None or (row[1] and self._host_id and row[1] != self._host_id):
+            return None
+        return int(row[0])
 
     def state(self) -> tuple[int, Maintenance]:
         """Return the maintenance state that the agent obeys, and its version."""
@@ -237,9 +243,9 @@ class Journal:
     async def open_session(self, epoch: int) -> None:
         """Remember the newest session, to be named at the next registration (rule RL3)."""
         await self._write(
-            "INSERT INTO session VALUES (1, ?)"
-            " ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch",
-            (epoch,),
+            "INSERT INTO session VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE"
+            " SET epoch = excluded.epoch, host_id = excluded.host_id",
+            (epoch, self._host_id),
         )
 
     async def obey(self, version: int, maintenance: Maintenance) -> None:

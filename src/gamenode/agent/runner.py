@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from gamenode.agent.journal import (
@@ -53,6 +53,10 @@ from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 from gamenode.lib.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
+_ABANDONED: Final = (
+    "not started: the agent's journal does not continue the node's last session (a restored or"
+    " copied data folder), so it is not known whether this has run"
+)
 
 
 class Reporter(Protocol):
@@ -100,6 +104,10 @@ class _Work:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     failed: Outcome | None = None
     """The end that decides the pipeline's, once a step went wrong."""
+    confirmed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the server has heard that this is held, by the agent that runs now."""
+    abandoned: bool = False
+    """Whether the journal may be older than what has happened: nothing more is started (RL3)."""
 
 
 class Runner:
@@ -202,6 +210,19 @@ class Runner:
         work = self._works.get(dispatch)
         if work is not None:
             work.released.set()
+
+    def confirm(self, *, continued: bool) -> None:
+        """Let what the journal holds go on: the server has heard of it, and knows what to end.
+
+        Until then what runs is adopted, and nothing is created: a journal that was restored or
+        copied says of what others have started since that it has not begun. If the server does not
+        take this session for the `continued` one before, what is held now starts nothing any more.
+
+        Source: RL3, promise P1.
+        """
+        for work in self._works.values():
+            work.abandoned = work.abandoned or not continued
+            work.confirmed.set()
 
     @property
     def state(self) -> tuple[int, Maintenance]:
@@ -318,6 +339,7 @@ class Runner:
         first = _first_key(order)
         now = self._clock.now()
         work = _Work(order.dispatch, order, now, fresh=first)
+        work.confirmed.set()
         if first is not None:
             work.tries[first] = Try(key=first)
         # In the table before the journal answers: a statement made meanwhile must not leave it out.
@@ -430,7 +452,7 @@ class Runner:
             else:
                 outcome = await self._try(work, step, key, limits)
             last = number + 1 == step.attempts
-            if outcome.status is not Status.FAILED or last or limits.reached:
+            if outcome.status is not Status.FAILED or last or limits.reached or work.abandoned:
                 await self._report_end(work, step, key, outcome)
                 if outcome.status is not Status.COMPLETED and work.failed is None:
                     work.failed = outcome
@@ -457,6 +479,9 @@ class Runner:
         elif key != fresh:
             found = await self._runtime.find(key)
         if found is None:
+            await _first_of([work.confirmed.wait(), *limits.waits()], timeout_s=None)
+            if work.abandoned and not limits.reached:
+                return await self._ended(work, key, _not_started(Reason.NODE_LOST, _ABANDONED))
             try:
                 started = await self._start_try(work, step, key, limits)
             except StartError as error:

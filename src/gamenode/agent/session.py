@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -43,6 +43,7 @@ from gamenode.domain.node import (
     Maintenance,
     Registration,
     RegistrationAnswer,
+    generation_of,
 )
 from gamenode.domain.pipeline import PipelineReport, Reason, Report
 from gamenode.lib.backoff import Backoff
@@ -182,6 +183,7 @@ class Session:
         self._supervisor = Supervisor()
         self._node_id = ""
         self._boot_id = ""
+        self._continued = True
         self._answer: RegistrationAnswer | None = None
         self._epoch = journal.last_session_epoch()
         self._stream_number = 0
@@ -273,6 +275,11 @@ class Session:
         # On disk before it is used: a crash in between costs one unused epoch, which the server
         # allows for; the other order would lose continuity (rule RL3).
         await self._journal.open_session(answer.session_epoch)
+        # A restored server does not know the newest session; the journal is no older for that.
+        self._continued = answer.continuation or (
+            self._epoch is not None
+            and generation_of(answer.session_epoch) > generation_of(self._epoch)
+        )
         self._epoch = answer.session_epoch
         self._answer = answer
         self._node_id = registration.node_id
@@ -350,8 +357,15 @@ class Session:
         # Who follows what, the server says anew on every stream.
         for followed in list(self._followed):
             self._set_live(followed, live=False)
-        for dispatch in welcome.unwanted:
-            self._end(dispatch)
+        _ = self._supervisor.start("welcome", self._settle(welcome.unwanted))
+
+    async def _settle(self, unwanted: Sequence[Dispatch]) -> None:
+        """End what the server does not want any more; only then does the rest go on."""
+        continued = self._continued
+        await asyncio.gather(
+            *(self._cancel(_unwanted(dispatch)) for dispatch in unwanted), return_exceptions=True
+        )
+        self._runner.confirm(continued=continued)
 
     def _hear(self, stream: AgentStream, word: ServerWord | None) -> None:
         match word:
@@ -426,12 +440,7 @@ class Session:
                 self._end(dispatch)
 
     def _end(self, dispatch: Dispatch) -> None:
-        order = CancelOrder(
-            dispatch=dispatch,
-            reason=Reason.CANCELLED_BY_USER,
-            message="the server does not want it any more",
-            force=True,
-        )
+        order = _unwanted(dispatch)
         _ = self._supervisor.start(f"end {dispatch.pipeline_id}", self._cancel(order))
 
     async def _cancel(self, order: CancelOrder) -> None:
@@ -491,3 +500,12 @@ class Session:
     async def _close_when(stream: AgentStream, broken: asyncio.Event) -> None:
         await broken.wait()
         await stream.close()
+
+
+def _unwanted(dispatch: Dispatch) -> CancelOrder:
+    return CancelOrder(
+        dispatch=dispatch,
+        reason=Reason.CANCELLED_BY_USER,
+        message="the server does not want it any more",
+        force=True,
+    )

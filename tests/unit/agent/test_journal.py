@@ -20,6 +20,21 @@ async def test_what_was_written_is_there_at_the_next_start(tmp_path: Path) -> No
     await journal.close()
 
 
+@pytest.mark.parametrize(
+    ("opened_on", "found_on", "epoch"),
+    [("a", "a", 7), ("a", "b", None), ("", "b", 7), ("a", "", 7)],
+)
+async def test_a_journal_of_another_host_continues_no_session(
+    tmp_path: Path, opened_on: str, found_on: str, epoch: int | None
+) -> None:
+    journal = Journal(tmp_path / "journal.db", host_id=opened_on)
+    await journal.open_session(7)
+    await journal.close()
+    journal = Journal(tmp_path / "journal.db", host_id=found_on)
+    assert journal.last_session_epoch() == epoch
+    await journal.close()
+
+
 def test_the_journal_is_its_owners_alone(tmp_path: Path) -> None:
     held = Journal(tmp_path / "journal.db")
     held.state()
