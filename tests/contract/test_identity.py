@@ -201,6 +201,16 @@ async def test_a_cloned_host_is_refused_starts_nothing_and_the_node_names_the_ca
 
 
 @virtual_time
+async def test_a_broken_stream_in_a_nodes_first_session_ends_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.host("first")
+        await w.connected()
+        pipeline = await w.running("one")
+        w.network.break_streams()
+        assert (await w.ended(pipeline)).status is Status.COMPLETED
+
+
+@virtual_time
 async def test_what_was_force_cancelled_meanwhile_does_not_go_on_when_its_agent_is_back(
     tmp_path: Path,
 ) -> None:

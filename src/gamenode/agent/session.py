@@ -184,6 +184,7 @@ class Session:
         self._node_id = ""
         self._boot_id = ""
         self._continued = True
+        """Whether the server takes this session for the one before; until its first welcome."""
         self._answer: RegistrationAnswer | None = None
         self._epoch = journal.last_session_epoch()
         self._stream_number = 0
@@ -357,11 +358,12 @@ class Session:
         # Who follows what, the server says anew on every stream.
         for followed in list(self._followed):
             self._set_live(followed, live=False)
-        _ = self._supervisor.start("welcome", self._settle(welcome.unwanted))
+        # It is of what was held when the session began; later streams of it break nothing off.
+        continued, self._continued = self._continued, True
+        _ = self._supervisor.start("welcome", self._settle(welcome.unwanted, continued=continued))
 
-    async def _settle(self, unwanted: Sequence[Dispatch]) -> None:
+    async def _settle(self, unwanted: Sequence[Dispatch], *, continued: bool) -> None:
         """End what the server does not want any more; only then does the rest go on."""
-        continued = self._continued
         await asyncio.gather(
             *(self._cancel(_unwanted(dispatch)) for dispatch in unwanted), return_exceptions=True
         )
