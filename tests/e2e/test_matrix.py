@@ -253,7 +253,7 @@ def check_cell(plane: Plane, folder: Path, phase: str, victim: str, *, dies: boo
     ran = [step["name"] for step in ended["steps"] if step["reason"] != "SKIPPED"]
     assert cell.starts() == ran
     made = {name: ids for name, ids in plane.engine.made().items() if pipeline_id in name}
-    assert len(made) == len(ran), made  # one attempt each
+    assert len(made) == len(ran), made
     assert all(len(ids) == 1 for ids in made.values()), made
     for name in ran:
         _check_log(plane.cluster, pipeline_id, name, whole=name != killed)
@@ -263,7 +263,6 @@ def check_cell(plane: Plane, folder: Path, phase: str, victim: str, *, dies: boo
 
 def _check_end(ended: Mapping[str, Any], killed: str | None) -> None:
     steps = {step["name"]: step for step in ended["steps"]}
-    assert all(step["attempt"] in (0, 1) for step in steps.values()), ended
     statuses = dict.fromkeys(STEPS, "COMPLETED")
     if killed is not None:
         statuses[killed] = "FAILED"

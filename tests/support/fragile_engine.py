@@ -130,6 +130,11 @@ class FragileEngine:
         for listener in self._listeners:
             listener.kill()
             listener.wait()
+        # A crash leaves what it had mounted, and so does an engine whose containers may live on.
+        for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+            mounted = line.split()[1]
+            if Path(mounted).is_relative_to(self.engine.folder):
+                subprocess.run(("umount", "--lazy", mounted), check=True)
 
     def _answers(self) -> bool:
         try:
