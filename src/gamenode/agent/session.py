@@ -34,6 +34,7 @@ from gamenode.domain.command import (
     OrderOutcome,
     ServerWord,
     Statement,
+    VerifyOrder,
     Welcome,
 )
 from gamenode.domain.node import (
@@ -413,6 +414,8 @@ class Session:
                 )
             case CollectOrder():
                 answer = self._collect()
+            case VerifyOrder():
+                answer = await self._runner.state_attempts()
             case _:
                 answer = await self._runner.take(order)
         try:
