@@ -98,6 +98,12 @@ class Cell:
 
     plane: Plane
     folder: Path
+    settled: bool
+    """Whether a step runs only once its start and what it printed are on the server.
+
+    An engine that dies while it starts a container forgets that it did, and an engine's log ends
+    with what it had written down: neither is ours to mend.
+    """
 
     def create(self) -> str:
         """Create the pipeline."""
@@ -127,10 +133,16 @@ class Cell:
         for name in names:
             (self.folder / f"go-{name}").touch()
 
-    def until_in(self, name: str) -> None:
+    def until_in(self, pipeline_id: str, name: str) -> None:
         """Wait until a step runs, with every gate before it open."""
         self.let_go(*STEPS[: STEPS.index(name)])
         eventually(lambda: name in self.starts(), f"step {name} runs")
+        if self.settled:
+            cluster = self.plane.cluster
+            cluster.until_step(pipeline_id, name, "RUNNING")
+            eventually(
+                lambda: cluster.log(pipeline_id, name) == counted(LINES), "its log is stored"
+            )
 
     def until_tried(self, pipeline_id: str, name: str, *, ended: bool) -> None:
         """Wait until the agent has journaled that it begins a step, or how that ended."""
@@ -193,7 +205,7 @@ def image_check(cell: Cell, kill: Kill) -> str:
 def _running(name: str) -> Callable[[Cell, Kill], str]:
     def phase(cell: Cell, kill: Kill) -> str:
         pipeline_id = cell.create()
-        cell.until_in(name)
+        cell.until_in(pipeline_id, name)
         kill()
         return pipeline_id
 
@@ -202,7 +214,7 @@ def _running(name: str) -> Callable[[Cell, Kill], str]:
 
 def between_steps(cell: Cell, kill: Kill) -> str:
     pipeline_id = cell.create()
-    cell.until_in("one")
+    cell.until_in(pipeline_id, "one")
     with frozen(cell.plane.agent):
         cell.let_go("one")
         eventually(
@@ -215,7 +227,7 @@ def between_steps(cell: Cell, kill: Kill) -> str:
 
 def end_report(cell: Cell, kill: Kill) -> str:
     pipeline_id = cell.create()
-    cell.until_in("tidy")
+    cell.until_in(pipeline_id, "tidy")
     with frozen(cell.plane.server):
         cell.let_go("tidy")
         cell.until_tried(pipeline_id, "tidy", ended=True)
@@ -244,7 +256,7 @@ def check_cell(plane: Plane, phase: str, victim: str, *, dies: bool) -> float:
     plane.heal()
     folder = plane.hosts / f"{phase}-{victim}".replace(" ", "-")
     folder.mkdir()
-    cell = Cell(plane, folder)
+    cell = Cell(plane, folder, settled=victim == "engine")
     began_s = time.monotonic()
     pipeline_id = PHASES[phase](cell, lambda: plane.kill(victim))
     killed = _RUNS.get(phase) if dies else None

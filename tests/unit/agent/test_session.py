@@ -205,6 +205,25 @@ async def test_acknowledgements_that_are_lost_end_nothing(tmp_path: Path) -> Non
 
 
 @virtual_time
+async def test_an_order_that_died_with_its_stream_is_sent_on_the_next_one_at_once(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as (plane, agent, network):
+        network.streams[-1].silence(server=True)
+        pipeline = await plane.create(FILE % 1)
+
+        async def bound() -> bool:
+            return (await plane.service.get(pipeline.id)).node_id == "n1"
+
+        await until(bound)
+        await agent.kill()
+        network.break_streams()
+        await until(lambda: plane.nodes.connection("n1") is None)
+        agent.start()
+        await until(lambda: len(agent.runner.held()) == 1, timeout_s=5.0)
+
+
+@virtual_time
 async def test_a_cancel_reaches_a_node_that_comes_back(tmp_path: Path) -> None:
     async with world(tmp_path) as (plane, agent, network):
         created = await plane.create(FILE % 600)
