@@ -149,6 +149,13 @@ async def test_a_restored_snapshot_starts_nothing_again_and_its_work_says_why_it
         # The container of step one was removed meanwhile, and nothing says that it has run.
         for run in list(agent.host.runs()):
             agent.host.forget(run)
+        # A crash right after the registration must not make the next one a good continuation.
+        w.network.delay_s_max = 5.0
+        agent.start()
+        await until(lambda: agent.session._answer is not None)
+        assert w.plane.nodes.connection("n1") is None
+        await agent.kill()
+        w.network.delay_s_max = 0.0
         agent.start()
         ended = await w.ended(pipeline)
         assert (ended.status, ended.reason) == (Status.FAILED, Reason.NODE_LOST)

@@ -236,17 +236,25 @@ class Runner:
         if work is not None:
             work.released.set()
 
-    def confirm(self, *, continued: bool) -> None:
-        """Let what the journal holds go on: the server has heard of it, and knows what to end.
+    def abandon(self) -> None:
+        """Start nothing any more of what is held now; what runs may end.
 
-        Until then what runs is adopted, and nothing is created: a journal that was restored or
-        copied says of what others have started since that it has not begun. If the server does not
-        take this session for the `continued` one before, what is held now starts nothing any more.
+        The server does not take this session for a continuation of the one before: a journal that
+        was restored or copied says of what others have run since that it has not begun.
 
         Source: RL3, promise P1.
         """
         for work in self._works.values():
-            work.abandoned = work.abandoned or not continued
+            work.abandoned = True
+
+    def confirm(self) -> None:
+        """Let what the journal holds go on: the server has heard of it, and unwanted is ended.
+
+        Until then what runs is adopted, and nothing is created.
+
+        Source: RL1, RL3, promise P1.
+        """
+        for work in self._works.values():
             work.confirmed.set()
 
     async def state_attempts(self) -> OrderAnswer:
@@ -435,6 +443,7 @@ class Runner:
             accepted_s=self._monotonic_of(held.accepted_at),
             cancel=held.cancel,
             journaled_cancel=held.cancel,
+            abandoned=held.abandoned,
         )
         if held.cancel is not None:
             work.cancelled.set()

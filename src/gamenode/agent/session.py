@@ -274,14 +274,14 @@ class Session:
         answer = await self._link.register(registration)
         if not answer.session_id:
             raise LinkError(f"registration refused: {answer.message}", transient=False)
-        # On disk before it is used: a crash in between costs one unused epoch, which the server
-        # allows for; the other order would lose continuity (rule RL3).
-        await self._journal.open_session(answer.session_epoch)
         # A restored server does not know the newest session; the journal is no older for that.
         self._continued = answer.continuation or (
             self._epoch is not None
             and generation_of(answer.session_epoch) > generation_of(self._epoch)
         )
+        # On disk before it is used: a crash in between costs one unused epoch, which the server
+        # allows for; the other order would lose continuity (rule RL3).
+        await self._journal.open_session(answer.session_epoch, continued=self._continued)
         self._epoch = answer.session_epoch
         self._answer = answer
         self._node_id = registration.node_id
@@ -359,16 +359,18 @@ class Session:
         # Who follows what, the server says anew on every stream.
         for followed in list(self._followed):
             self._set_live(followed, live=False)
-        # It is of what was held when the session began; later streams of it break nothing off.
-        continued, self._continued = self._continued, True
-        _ = self._supervisor.start("welcome", self._settle(welcome.unwanted, continued=continued))
+        if not self._continued:
+            # Of what is held now, and not again on this session's later streams.
+            self._runner.abandon()
+            self._continued = True
+        ends = [self._end(dispatch) for dispatch in welcome.unwanted]
+        _ = self._supervisor.start("welcome", self._settle(ends))
 
-    async def _settle(self, unwanted: Sequence[Dispatch], *, continued: bool) -> None:
-        """End what the server does not want any more; only then does the rest go on."""
-        await asyncio.gather(
-            *(self._cancel(_unwanted(dispatch)) for dispatch in unwanted), return_exceptions=True
-        )
-        self._runner.confirm(continued=continued)
+    async def _settle(self, ends: Sequence[asyncio.Task[None]]) -> None:
+        """Let what is held go on, once all that the server does not want has been ended."""
+        if ends:
+            await asyncio.wait(ends)
+        self._runner.confirm()
 
     def _hear(self, stream: AgentStream, word: ServerWord | None) -> None:
         match word:
@@ -442,11 +444,16 @@ class Session:
             if isinstance(report, PipelineReport) and report.status.terminal:
                 self._runner.release(dispatch)
             elif result.stop:
-                self._end(dispatch)
+                _ = self._end(dispatch)
 
-    def _end(self, dispatch: Dispatch) -> None:
-        order = _unwanted(dispatch)
-        _ = self._supervisor.start(f"end {dispatch.pipeline_id}", self._cancel(order))
+    def _end(self, dispatch: Dispatch) -> asyncio.Task[None]:
+        order = CancelOrder(
+            dispatch=dispatch,
+            reason=Reason.CANCELLED_BY_USER,
+            message="the server does not want it any more",
+            force=True,
+        )
+        return self._supervisor.start(f"end {dispatch.pipeline_id}", self._cancel(order))
 
     async def _cancel(self, order: CancelOrder) -> None:
         if order.dispatch in self._runner.held():
@@ -505,12 +512,3 @@ class Session:
     async def _close_when(stream: AgentStream, broken: asyncio.Event) -> None:
         await broken.wait()
         await stream.close()
-
-
-def _unwanted(dispatch: Dispatch) -> CancelOrder:
-    return CancelOrder(
-        dispatch=dispatch,
-        reason=Reason.CANCELLED_BY_USER,
-        message="the server does not want it any more",
-        force=True,
-    )

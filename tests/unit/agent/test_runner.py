@@ -172,8 +172,10 @@ class Node:
             settings=RunnerSettings(),
         )
         self.runner.resume()
+        if continued is False:
+            self.runner.abandon()
         if continued is not None:
-            self.runner.confirm(continued=continued)
+            self.runner.confirm()
 
     def report(self, dispatch: Dispatch, report: Report) -> None:
         assert dispatch == DISPATCH
@@ -617,7 +619,7 @@ async def test_a_restarted_agent_creates_nothing_before_its_server_has_heard_wha
         await node.restart(continued=None)
         await asyncio.sleep(60.0)
         assert [key.step for key in node.host.starts] == ["one"]  # adopted, and ended
-        node.runner.confirm(continued=True)
+        node.runner.confirm()
         assert await node.ended() is Status.COMPLETED
 
 

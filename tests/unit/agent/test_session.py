@@ -148,7 +148,8 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_session(
     async def check() -> None:
         async with world(tmp_path) as (plane, agent, network):
 
-            async def full(_: int) -> None:
+            async def full(_: int, *, continued: bool) -> None:
+                del continued
                 raise sqlite3.OperationalError("database or disk is full")
 
             with monkeypatch.context() as disk:
