@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -130,6 +130,10 @@ class FragileEngine:
         for listener in self._listeners:
             listener.kill()
             listener.wait()
+        # An engine that died while it started a container does not know of its shim any more.
+        for pid in _processes_of(self.engine.folder / "exec"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         # A crash leaves what it had mounted, and so does an engine whose containers may live on.
         for line in reversed(Path("/proc/mounts").read_text().splitlines()):
             mounted = line.split()[1]
@@ -159,6 +163,16 @@ def fragile_engine(folder: Path, *, live_restore: bool) -> Iterator[FragileEngin
     finally:
         fragile.stop()
         eventually(lambda: not fragile.alive, "the engine has ended")
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """Return the processes whose command line names something in a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if f"{folder}/".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def _is_dead(pid: int) -> bool:
