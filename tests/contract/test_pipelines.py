@@ -310,7 +310,7 @@ async def test_what_cannot_be_placed_hides_nothing(plane: ControlPlane) -> None:
     assert (await get(plane, fits)).node_id == "n1"
     await agent.take()
     for pipeline in stuck:
-        assert (await get(plane, pipeline)).waiting == "1 node: 1 not matching the selector"
+        assert (await get(plane, pipeline)).message == "1 node: 1 does not match zone=none"
 
 
 async def test_what_is_owed_to_those_that_are_away_hides_nothing(plane: ControlPlane) -> None:
@@ -375,7 +375,7 @@ async def test_a_refusal(
     found = await get(plane, created)
     assert (found.status, found.reason) == (status, shown)
     if status is Status.PENDING:
-        assert (found.node_id, found.waiting) == ("", "node n1: because")
+        assert (found.node_id, found.message) == ("", "node n1: because")
 
 
 # Cancel

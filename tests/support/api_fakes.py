@@ -17,7 +17,16 @@ from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.inventory import Inventory, InventoryVersion
 from gamenode.domain.inventory_diff import InventoryDiff, diff
 from gamenode.domain.log import LogKey, LogSlice
-from gamenode.domain.node import Drain, Link, Maintenance, Node, NodePatch, NodeType, StateChange
+from gamenode.domain.node import (
+    Drain,
+    Link,
+    Maintenance,
+    Node,
+    NodePatch,
+    NodeType,
+    Offer,
+    StateChange,
+)
 from gamenode.domain.pipeline import (
     NewPipeline,
     Pipeline,
@@ -25,6 +34,7 @@ from gamenode.domain.pipeline import (
     Status,
     Step,
     StepType,
+    Waiting,
 )
 from gamenode.domain.selector import Selector
 from gamenode.domain.verification import AttemptVerdict
@@ -77,6 +87,7 @@ def make_node(node_id: str, *, online: bool = True, note: str = "") -> Node:
         agent_version="0.1.0",
         env_names=frozenset(),
         step_runtimes=frozenset(),
+        offer=Offer(),
         labels={"zone": "a"},
         note=note,
         conditions=(),
@@ -95,7 +106,7 @@ def make_pipeline(
         name=name,
         status=status,
         reason=Reason.NONE,
-        message="",
+        message=waiting,
         node_id="",
         attempt=0,
         args={"IMAGE": "alpine"},
@@ -116,7 +127,7 @@ def make_pipeline(
                 instance_id="",
             ),
         ),
-        waiting=waiting,
+        waiting=(Waiting(reason="OFFLINE", text=waiting),) if waiting else (),
         cancel_requested_at=None,
         cancel_reason="",
         created_at=Instant(NOW + number),

@@ -285,8 +285,8 @@ class PipelineFollower:
         return write
 
     def _say_waiting(self, pipeline: Body) -> None:
-        for waiting in pipeline.get("waiting") or ():
-            self._say(f"waiting: {waiting['reason']}")
+        if pipeline.get("waiting"):
+            self._say(f"waiting: {pipeline['message']}")
 
     def _say(self, text: str) -> None:
         if text not in self._said:

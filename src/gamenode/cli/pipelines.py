@@ -55,7 +55,7 @@ VIEW: Final = View(
         Column("ARGS", labels("args"), wide=True),
         Column(
             "WAITING",
-            lambda body: "; ".join(each["reason"] for each in body.get("waiting") or ()),
+            lambda body: body["message"] if body.get("waiting") else "",
             wide=True,
         ),
         Column("CANCEL_REQUESTED", field("cancel_requested_at"), age, wide=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Final
 
@@ -152,6 +152,12 @@ class ContainerSpec:
     pull_policy: str = ""
     read_only: bool = False
 
+    def used(self) -> tuple[str, ...]:
+        """Return the fields that are not as in a container that says nothing."""
+        unset = ContainerSpec()
+        names = (item.name for item in fields(self))
+        return tuple(name for name in names if getattr(self, name) != getattr(unset, name))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retries:
@@ -195,11 +201,30 @@ class ArgSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuDemand:
+    """A part of one GPU."""
+
+    slots: int = 1
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Pipelines of which only so many run at once, wherever they run."""
+
+    name: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a pipeline may run."""
+    """Where a pipeline may run, and what is kept for it there."""
 
     node: str = ""
     selector: str = ""
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gpu: GpuDemand | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +238,7 @@ class PipelineSpec:
     envs: tuple[str, ...] = ()
     timeout_s: float | None = None
     placement: Placement = Placement()
+    concurrency: Group | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +278,22 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """One reason why a pipeline is not dispatched yet."""
+
+    reason: str
+    """For programs: a `Misfit`, or REFUSED."""
+    text: str
+    """For people; it follows the number of nodes, where there is one."""
+    nodes: tuple[str, ...] = ()
+    """Some of the nodes of which it is true, by id."""
+    nodes_total: int = 0
+    """Of how many it is true; 0: it is not about single nodes."""
+    passes: bool = True
+    """Whether it passes by itself; else somebody must change something."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """A pipeline as the server keeps it."""
 
@@ -260,6 +302,7 @@ class Pipeline:
     status: Status
     reason: Reason
     message: str
+    """Why it ended so; while it waits, why in one line."""
     node_id: str
     """The node that it is bound to; empty before a dispatch."""
     attempt: int
@@ -267,8 +310,8 @@ class Pipeline:
     args: Mapping[str, str]
     priority: int
     steps: tuple[Step, ...]
-    waiting: str
-    """Why it is not dispatched yet, in words; empty once it is."""
+    waiting: tuple[Waiting, ...]
+    """Why it is not dispatched yet; empty once it is."""
     cancel_requested_at: Instant | None
     cancel_reason: str
     created_at: Instant

@@ -34,6 +34,7 @@ _NANOSECONDS: Final = {
 }
 
 _SIZE: Final = re.compile(r"([0-9]+)(?:\.([0-9]+))?\s*([a-zA-Z]*)", re.ASCII)
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _POWERS_OF_1024: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 _RFC_3339: Final = re.compile(
@@ -81,6 +82,14 @@ def parse_size(text: str, *, field: str = "size") -> int:
     if size_bytes > SIZE_MAX_BYTES:
         raise invalid(field, f"{_shown(text)} is too large")
     return size_bytes
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size as people write it, in the largest unit that it reaches: `1.5GiB`."""
+    power = 0
+    while power + 1 < len(_UNITS) and size_bytes >= 1024 ** (power + 1):
+        power += 1
+    return f"{round(size_bytes / 1024**power, 2):g}{_UNITS[power]}"
 
 
 def parse_time(text: str, now: Instant, *, field: str = "time") -> Instant:

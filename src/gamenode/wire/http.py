@@ -234,10 +234,13 @@ class Step(Struct, frozen=True, kw_only=True):
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
-    """Why a pipeline waits, and the nodes of which that is true; none named: of all."""
+    """Why a pipeline waits; `nodes` names some of the `nodes_total` of which that is true."""
 
     reason: str
+    text: str
     nodes: Sequence[str]
+    nodes_total: int
+    passes: bool
 
 
 class Pipeline(Struct, frozen=True, kw_only=True):
@@ -657,7 +660,16 @@ def encode_pipeline(pipeline: pipelines.Pipeline) -> Pipeline:
         args=pipeline.args,
         priority=pipeline.priority,
         steps=[_encode_step(step) for step in pipeline.steps],
-        waiting=[Waiting(reason=pipeline.waiting, nodes=())] if pipeline.waiting else (),
+        waiting=[
+            Waiting(
+                reason=entry.reason,
+                text=entry.text,
+                nodes=entry.nodes,
+                nodes_total=entry.nodes_total,
+                passes=entry.passes,
+            )
+            for entry in pipeline.waiting
+        ],
         cancel_requested_at=_time_or_null(pipeline.cancel_requested_at),
         cancel_reason=pipeline.cancel_reason,
         created_at=encode_time(pipeline.created_at),

@@ -63,6 +63,8 @@ nodes: Final = Table(
     Column("agent_version", String(64), nullable=False),
     Column("env_names", JSON, nullable=False),
     Column("step_runtimes", JSON, nullable=False),
+    # The GPU slots and host ports that it gives out.
+    Column("offer", JSON, nullable=False),
     Column("labels", JSON, nullable=False),
     Column("host_labels", JSON, nullable=False),
     Column("note", Text, nullable=False),

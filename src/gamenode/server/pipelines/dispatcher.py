@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from gamenode.domain.command import (
@@ -24,7 +24,7 @@ from gamenode.domain.command import (
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.event import Event, EventType
 from gamenode.domain.pipeline import Reason
-from gamenode.domain.placement import Candidate, Demand, QueuedPipeline, place
+from gamenode.domain.placement import Demand, Pass, QueuedPipeline, Reserved
 from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock
 from gamenode.lib.tasks import Supervisor, Wake, until_one_ends
@@ -189,20 +189,20 @@ class TaskDispatcher:
     async def _place(self, waiting: Sequence[QueuedPipeline], loads: Mapping[str, int]) -> int:
         """Bind which of these fit; return how many did."""
         now_s = self._clock.monotonic_s()
-        candidates = {c.node_id: c for c in self._nodes.candidates(loads)} if waiting else {}
+        reserved = {node_id: Reserved(pipelines=load) for node_id, load in loads.items()}
+        look = Pass(self._nodes.candidates(reserved) if waiting else (), {})
         chosen: list[tuple[QueuedPipeline, str]] = []
         reasons: dict[str, str] = {}
         for queued in waiting:
             await asyncio.sleep(0)  # heartbeats come first, however many nodes there are (P14)
             if self._not_before_s.get(queued.id, 0.0) > now_s:
                 continue
-            decision = place(_demand(queued), candidates.values())
+            decision = look.place(_demand(queued))
             if decision.node_id is None:
                 if decision.explain() != queued.waiting:
                     reasons[queued.id] = decision.explain()
                 continue
             chosen.append((queued, decision.node_id))
-            candidates[decision.node_id] = _loaded(candidates[decision.node_id])
         if reasons:
             await self._explain(reasons)
         return sum(
@@ -329,7 +329,3 @@ def _demand(queued: QueuedPipeline) -> Demand:
         selector=parse_selector(queued.selector),
         envs_needed=queued.envs_needed,
     )
-
-
-def _loaded(candidate: Candidate) -> Candidate:
-    return replace(candidate, load=candidate.load + 1)

@@ -495,7 +495,7 @@ def _new_rows(
             )
             for step in steps
         ),
-        waiting="",
+        waiting=(),
         cancel_requested_at=None,
         cancel_reason="",
         created_at=now,

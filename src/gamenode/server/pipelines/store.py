@@ -36,6 +36,7 @@ from gamenode.domain.pipeline import (
     Status,
     Step,
     StepType,
+    Waiting,
     sources_of,
 )
 from gamenode.domain.placement import QueuedPipeline
@@ -627,13 +628,13 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
         name=row.name,
         status=Status(row.status),
         reason=Reason(row.reason),
-        message=row.message,
+        message=row.message or row.waiting,
         node_id=row.node_id,
         attempt=row.attempt,
         args=row.args,
         priority=row.priority,
         steps=steps,
-        waiting=row.waiting,
+        waiting=(Waiting(reason="WAITING", text=row.waiting),) if row.waiting else (),
         cancel_requested_at=row.cancel_requested_at,
         cancel_reason=row.cancel_reason,
         created_at=row.created_at,
