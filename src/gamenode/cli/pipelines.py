@@ -10,9 +10,10 @@ from gamenode.cli.command import Command, Group, Invocation, pass_invocation
 from gamenode.cli.follow import duration_s
 from gamenode.cli.inputs import Inputs
 from gamenode.cli.names import complete_nodes, complete_pipelines, pipeline_id
-from gamenode.cli.output import Body, Column, Part, View, age, field, labels, short_id, span
+from gamenode.cli.output import Body, Column, Part, View, age, field, labels, short_id
 from gamenode.cli.watch import show_list
 from gamenode.domain.pipeline import TERMINAL, Status
+from gamenode.domain.quantity import span
 
 
 def _progress(pipeline: Body) -> str:
@@ -191,3 +192,7 @@ def schema(invocation: Invocation) -> None:
     )
 
     invocation.output.document(pipeline_json_schema())
+
+
+pipelines.add_lazy("plan", "gamenode.cli.plan:plan", "Say which nodes could take a pipeline.")
+pipelines.add_lazy("explain", "gamenode.cli.plan:explain", "Say why a pipeline is where it is.")

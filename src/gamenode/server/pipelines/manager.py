@@ -8,6 +8,7 @@ from typing import Final
 
 from gamenode.domain.access import Actor
 from gamenode.domain.args import resolve
+from gamenode.domain.assignment import demand_of
 from gamenode.domain.command import (
     Acknowledged,
     Closed,
@@ -36,7 +37,6 @@ from gamenode.domain.pipeline import (
     StepSpec,
     StepType,
 )
-from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock
 from gamenode.lib.ids import Ids
 from gamenode.server.events.feed import EventFeed
@@ -102,7 +102,7 @@ class PipelineManager:
             GameNodeError: INVALID_REQUEST with everything that is wrong; NODE_NOT_FOUND for a named
                 node; CONFLICT for a reused idempotency key.
         """
-        prepared = self._prepare(request)
+        prepared = self.prepare(request)
         if prepared.wanted_node:
             await self._nodes.get(prepared.wanted_node)
         return await self._service.create(prepared, by=by, now=self._clock.now())
@@ -255,26 +255,39 @@ class PipelineManager:
                 )
         return results
 
-    def _prepare(self, request: NewPipeline) -> Prepared:
+    def prepare(self, request: NewPipeline) -> Prepared:
+        """Return a request as it would be written down; nothing is.
+
+        Raises:
+            GameNodeError: INVALID_REQUEST with everything that is wrong.
+        """
         spec = parse_pipeline(request.file)
         steps, args = resolve(spec, request.args)
         _check_envs(spec, request)
         node = request.node or spec.placement.node
         selector = ",".join(filter(None, (spec.placement.selector, request.selector)))
-        parse_selector(selector)
+        granted = tuple(self._unbound(step) for step in steps)
+        envs_needed = frozenset(spec.envs).difference(request.envs)
+        demand = demand_of(
+            granted,
+            replace(spec.placement, node=node, selector=selector),
+            envs_needed=envs_needed,
+            group=spec.concurrency,
+        )
         pipeline_id = self._ids.new()
         return Prepared(
             id=pipeline_id,
             request=request,
             name=spec.name,
             args=args,
-            envs_needed=frozenset(spec.envs) - request.envs.keys(),
+            envs_needed=envs_needed,
             wanted_node=node,
             selector=selector,
+            demand=demand,
             work=ExecuteOrder(
                 dispatch=Dispatch(pipeline_id, 0),
                 name=spec.name,
-                steps=tuple(self._unbound(step) for step in steps),
+                steps=granted,
                 timeout_s=spec.timeout_s,
                 envs=dict(request.envs),
             ),

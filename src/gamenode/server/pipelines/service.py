@@ -20,6 +20,7 @@ from gamenode.domain.command import (
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import EventType
+from gamenode.domain.explanation import Standing
 from gamenode.domain.log import LogKey
 from gamenode.domain.node import Maintenance, Session
 from gamenode.domain.pipeline import (
@@ -32,7 +33,7 @@ from gamenode.domain.pipeline import (
     Step,
     StepType,
 )
-from gamenode.domain.placement import QueuedPipeline
+from gamenode.domain.placement import Demand, QueuedPipeline, Reserved
 from gamenode.domain.verification import StepKey, StepRecord
 from gamenode.lib.clock import Instant
 from gamenode.server.db.database import Database
@@ -54,6 +55,17 @@ class Prepared:
     envs_needed: frozenset[str]
     wanted_node: str
     selector: str
+    demand: Demand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What is given out now."""
+
+    reserved: Mapping[str, Reserved]
+    """By node; those that are not named run nothing."""
+    running: Mapping[str, int]
+    """How many pipelines of each concurrency group run."""
 
 
 class GamePipelineGRPCService:
@@ -75,6 +87,32 @@ class GamePipelineGRPCService:
         if pipeline is None:
             raise not_found(pipeline_id)
         return pipeline
+
+    async def standing(self, pipeline_id: str) -> Standing:
+        """Return how far a pipeline is.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND.
+        """
+
+        def read(conn: Connection) -> Standing:
+            pipeline, progress = store.get(conn, pipeline_id), store.progress(conn, pipeline_id)
+            if pipeline is None or progress is None:
+                raise not_found(pipeline_id)
+            waits = pipeline.status is Status.PENDING and not pipeline.node_id
+            ahead, queued = store.place_in_queue(conn, pipeline_id) if waits else (0, 0)
+            return Standing(
+                pipeline=pipeline,
+                dispatched_at=progress.dispatched_at,
+                acknowledged_at=progress.acknowledged_at,
+                cancel_acknowledged_at=progress.cancel_acknowledged_at,
+                cancel_by=progress.cancel_by,
+                demand=store.demand(conn, pipeline_id) if waits else None,
+                ahead=ahead,
+                queued=queued,
+            )
+
+        return await self._db.read(read)
 
     async def list(
         self,
@@ -106,6 +144,12 @@ class GamePipelineGRPCService:
     async def loads(self) -> Mapping[str, int]:
         """Return how many pipelines are bound to each node and have not ended."""
         return await self._db.read(store.loads)
+
+    async def taken(self) -> Taken:
+        """Return what is given out on every node, and in every concurrency group."""
+        loads = await self._db.read(store.loads)
+        reserved = {node_id: Reserved(pipelines=load) for node_id, load in loads.items()}
+        return Taken(reserved=reserved, running={})
 
     async def owed_nodes(self) -> tuple[frozenset[str], frozenset[str]]:
         """Return the nodes that have not said that they took a dispatch, or know of a wanted end.

@@ -27,11 +27,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
+from gamenode.domain.assignment import demand_of
 from gamenode.domain.command import Dispatch, WantedEnd
 from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
     TERMINAL,
     Pipeline,
+    Placement,
     Reason,
     Status,
     Step,
@@ -39,10 +41,11 @@ from gamenode.domain.pipeline import (
     Waiting,
     sources_of,
 )
-from gamenode.domain.placement import QueuedPipeline
+from gamenode.domain.placement import Demand, QueuedPipeline
 from gamenode.domain.verification import StepRecord
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
+from gamenode.wire.codec import unpack_order
 
 _pipelines: Final = schema.pipelines.c
 _steps: Final = schema.steps.c
@@ -228,6 +231,72 @@ def queued(
         )
         for row in rows
     ]
+
+
+def place_in_queue(conn: Connection, pipeline_id: str) -> tuple[int, int]:
+    """Return how many wait before a pipeline that waits for a node, and how many wait in all."""
+    waits = (_is(_pipelines.status, Status.PENDING), _pipelines.node_id == _NOWHERE)
+    its = schema.pipelines.alias().c
+    before = exists().where(
+        its.id == pipeline_id,
+        or_(
+            _pipelines.priority > its.priority,
+            and_(
+                _pipelines.priority == its.priority,
+                or_(
+                    _pipelines.created_at < its.created_at,
+                    and_(_pipelines.created_at == its.created_at, _pipelines.id < its.id),
+                ),
+            ),
+        ),
+    )
+    ahead = conn.scalar(select(func.count()).select_from(schema.pipelines).where(*waits, before))
+    queued = conn.scalar(select(func.count()).select_from(schema.pipelines).where(*waits))
+    return ahead or 0, queued or 0
+
+
+def demand(conn: Connection, pipeline_id: str) -> Demand:
+    """Return what a pipeline that waits for a node asks for."""
+    row = conn.execute(
+        select(
+            _pipelines.wanted_node, _pipelines.selector, _pipelines.envs_needed, _pipelines.work
+        ).where(_pipelines.id == pipeline_id)
+    ).one()
+    return demand_of(
+        unpack_order(row.work).steps,
+        Placement(node=row.wanted_node, selector=row.selector),
+        envs_needed=frozenset(row.envs_needed),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """When a pipeline's dispatch, and its wanted end, got how far."""
+
+    dispatched_at: Instant | None
+    acknowledged_at: Instant | None
+    cancel_acknowledged_at: Instant | None
+    cancel_by: str
+
+
+def progress(conn: Connection, pipeline_id: str) -> Progress | None:
+    """Return how far the orders about a pipeline got."""
+    row = conn.execute(
+        select(
+            _pipelines.dispatched_at,
+            _pipelines.acknowledged_at,
+            _pipelines.cancel_acknowledged_at,
+            _pipelines.cancel_by,
+        ).where(_pipelines.id == pipeline_id)
+    ).first()
+    if row is None:
+        return None
+    return Progress(
+        dispatched_at=row.dispatched_at,
+        acknowledged_at=row.acknowledged_at,
+        cancel_acknowledged_at=row.cancel_acknowledged_at,
+        cancel_by=row.cancel_by,
+    )
 
 
 _LOADS: Final = (
