@@ -8,7 +8,13 @@ from typing import Final
 
 from gamenode.domain.command import GrantedStep
 from gamenode.domain.container import HONOURED, HostPort, host_ports, with_host_port
-from gamenode.domain.pipeline import ContainerSpec, DeviceReservation, Group, Placement
+from gamenode.domain.pipeline import (
+    ContainerSpec,
+    DeviceReservation,
+    Group,
+    Placement,
+    StepSpec,
+)
 from gamenode.domain.placement import Assignment, Demand
 from gamenode.domain.selector import parse_selector
 
@@ -17,7 +23,7 @@ _GPU: Final = "gpu"
 
 
 def demand_of(
-    steps: Iterable[GrantedStep],
+    steps: Iterable[StepSpec | GrantedStep],
     placement: Placement,
     *,
     envs_needed: frozenset[str] = frozenset(),

@@ -21,7 +21,6 @@ from gamenode.domain.node import ConditionType, Maintenance, Offer
 from gamenode.domain.pipeline import GpuDemand, Group, Waiting
 from gamenode.domain.quantity import size_text
 from gamenode.domain.selector import Selector
-from gamenode.lib.clock import Instant
 
 
 class Misfit(StrEnum):
@@ -57,6 +56,9 @@ class Misfit(StrEnum):
         """Whether waiting does not help."""
         return self in _PERMANENT
 
+
+_JUDGED_MAX: Final = 64
+"""Verdicts on all nodes are kept for so many demands, so that a pass needs little memory."""
 
 _PERMANENT: Final = frozenset(
     {
@@ -210,20 +212,6 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedPipeline:
-    """A pipeline that waits for a node."""
-
-    id: str
-    wanted_node: str
-    selector: str
-    envs_needed: frozenset[str]
-    waiting: str
-    """The reasons found at the last look."""
-    position: tuple[int, Instant, str]
-    """Its place in the queue: priority (higher first), then creation, then id."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """What a dispatch is given by name on its node."""
 
@@ -257,7 +245,7 @@ class Verdict:
     node_id: str
     objections: tuple[Objection, ...] = ()
     """Everything against it, what never passes first; none: it fits."""
-    assignment: Assignment | None = None
+    assignment: Assignment = field(default_factory=Assignment)
     """What the pipeline would get there, where it fits."""
 
     @property
@@ -343,58 +331,62 @@ def decide(
 class Pass:
     """One pass over a queue, in its order: what was given out is not given out again.
 
-    Within a pass nothing becomes free, so equal demands are judged once: only nodes that something
-    was placed on are looked at again.
+    Within a pass nothing becomes free. So a demand that was not met is not met any more, and of one
+    that was, only nodes that something was placed on since are judged again.
     """
 
     def __init__(self, candidates: Iterable[Candidate], running: Mapping[str, int]) -> None:
         """Begin with what is reserved now, and how many pipelines of each group run."""
         self._candidates = {candidate.node_id: candidate for candidate in candidates}
         self._running = dict(running)
-        self._verdicts: dict[Demand, dict[str, Verdict]] = {}
         self._placed_on: list[str] = []
-        self._seen: dict[Demand, int] = {}
+        self._judged: dict[Demand, tuple[dict[str, Verdict], int]] = {}
 
-    def judge(self, demand: Demand) -> Decision:
-        """Return what `place` would; nothing is given out."""
-        verdicts = self._judged(demand)
+    def candidate(self, node_id: str) -> Candidate:
+        """Return a node, with what was given out counted as taken."""
+        return self._candidates[node_id]
+
+    def place(self, demand: Demand) -> Decision:
+        """Return the node for the next pipeline, and count what it is given as taken."""
+        verdicts = self._verdicts(demand)
         group = _group_objection(demand, self._running)
         best = None
         if group is None:
             best = min(
-                (v for v in verdicts.values() if not v.objections),
+                (verdict for verdict in verdicts.values() if not verdict.objections),
                 key=lambda v: (self._candidates[v.node_id].reserved.pipelines, v.node_id),
                 default=None,
             )
+        if best is None:
+            del self._judged[demand]
+        else:
+            self._take(demand, self._candidates[best.node_id], best.assignment)
         return Decision(
             node_id=best.node_id if best is not None else None,
-            assignment=(best.assignment if best is not None else None) or Assignment(),
+            assignment=best.assignment if best is not None else Assignment(),
             verdicts=tuple(verdicts.values()),
             group=group,
         )
 
-    def place(self, demand: Demand) -> Decision:
-        """Return the node for the next pipeline, and count what it was given as taken."""
-        decision = self.judge(demand)
-        if decision.node_id is not None:
-            node = self._candidates[decision.node_id]
-            reserved = with_reserved(node.reserved, demand, decision.assignment)
-            self._candidates[node.node_id] = replace(node, reserved=reserved)
-            self._placed_on.append(node.node_id)
-            if demand.group is not None:
-                name = demand.group.name
-                self._running[name] = self._running.get(name, 0) + 1
-        return decision
+    def _take(self, demand: Demand, node: Candidate, assignment: Assignment) -> None:
+        reserved = with_reserved(node.reserved, demand, assignment)
+        self._candidates[node.node_id] = replace(node, reserved=reserved)
+        self._placed_on.append(node.node_id)
+        if demand.group is not None:
+            name = demand.group.name
+            self._running[name] = self._running.get(name, 0) + 1
 
-    def _judged(self, demand: Demand) -> dict[str, Verdict]:
-        verdicts = self._verdicts.get(demand)
-        if verdicts is None:
-            verdicts = {n: judge(demand, node) for n, node in self._candidates.items()}
-            self._verdicts[demand] = verdicts
+    def _verdicts(self, demand: Demand) -> dict[str, Verdict]:
+        if demand in self._judged:
+            verdicts, seen = self._judged[demand]
+            again: Iterable[str] = set(self._placed_on[seen:])
         else:
-            for node_id in set(self._placed_on[self._seen[demand] :]):
-                verdicts[node_id] = judge(demand, self._candidates[node_id])
-        self._seen[demand] = len(self._placed_on)
+            if len(self._judged) >= _JUDGED_MAX:
+                self._judged.clear()
+            verdicts, again = {}, self._candidates
+        for node_id in again:
+            verdicts[node_id] = judge(demand, self._candidates[node_id])
+        self._judged[demand] = verdicts, len(self._placed_on)
         return verdicts
 
 

@@ -16,6 +16,7 @@ from gamenode.domain.command import (
     Dispatch,
     ExecuteOrder,
     GrantedStep,
+    LivingInstances,
     NumberedReport,
     Statement,
     Welcome,
@@ -103,8 +104,8 @@ class PipelineManager:
                 node; CONFLICT for a reused idempotency key.
         """
         prepared = self.prepare(request)
-        if prepared.wanted_node:
-            await self._nodes.get(prepared.wanted_node)
+        if prepared.demand.node_id:
+            await self._nodes.get(prepared.demand.node_id)
         return await self._service.create(prepared, by=by, now=self._clock.now())
 
     async def cancel(self, pipeline_id: str, *, reason: str, force: bool, by: Actor) -> Pipeline:
@@ -187,6 +188,14 @@ class PipelineManager:
         else:
             connection.say(acknowledged)
 
+    async def hear_instances(self, connection: AgentConnection, living: LivingInstances) -> None:
+        """Take what an agent says of the services that live on its node."""
+        freed = await self._service.settle_instances(living.ids, session=connection.session)
+        if freed is None:
+            connection.close(_SUPERSEDED)
+        elif freed:
+            self._dispatcher.look_again()
+
     async def reconcile(self, connection: AgentConnection, statement: Statement) -> None:
         """Agree with an agent again: its reports first, then who must end, start or is lost.
 
@@ -202,6 +211,7 @@ class PipelineManager:
         if acknowledged is not None:
             actions = await self._service.reconcile(
                 statement.held,
+                living=statement.instances.ids,
                 session=connection.session,
                 stream_number=connection.stream_number,
                 now=self._clock.now(),
@@ -246,6 +256,9 @@ class PipelineManager:
         results = await self._service.apply(
             reports, node_id=node_id, session=session, now=self._clock.now()
         )
+        if any(isinstance(r, PipelineReport) and r.status.terminal for r in reports):
+            # An end that was forced here before is news to nobody, but frees what it held.
+            self._dispatcher.look_again()
         for report in reports:
             if isinstance(report, StepReport) and report.status.terminal:
                 await self._logs.ended(
@@ -264,15 +277,10 @@ class PipelineManager:
         spec = parse_pipeline(request.file)
         steps, args = resolve(spec, request.args)
         _check_envs(spec, request)
-        node = request.node or spec.placement.node
-        selector = ",".join(filter(None, (spec.placement.selector, request.selector)))
-        granted = tuple(self._unbound(step) for step in steps)
-        envs_needed = frozenset(spec.envs).difference(request.envs)
-        demand = demand_of(
-            granted,
-            replace(spec.placement, node=node, selector=selector),
-            envs_needed=envs_needed,
-            group=spec.concurrency,
+        placement = replace(
+            spec.placement,
+            node=request.node or spec.placement.node,
+            selector=",".join(filter(None, (spec.placement.selector, request.selector))),
         )
         pipeline_id = self._ids.new()
         return Prepared(
@@ -280,14 +288,16 @@ class PipelineManager:
             request=request,
             name=spec.name,
             args=args,
-            envs_needed=envs_needed,
-            wanted_node=node,
-            selector=selector,
-            demand=demand,
+            demand=demand_of(
+                steps,
+                placement,
+                envs_needed=frozenset(spec.envs).difference(request.envs),
+                group=spec.concurrency,
+            ),
             work=ExecuteOrder(
                 dispatch=Dispatch(pipeline_id, 0),
                 name=spec.name,
-                steps=granted,
+                steps=tuple(self._unbound(step) for step in steps),
                 timeout_s=spec.timeout_s,
                 envs=dict(request.envs),
             ),

@@ -70,12 +70,10 @@ class Planner:
         )
 
     async def _survey(self, demand: Demand) -> Survey:
-        taken = await self._service.taken()
-        candidates = self._nodes.candidates(taken.reserved)
+        candidates = self._nodes.candidates(await self._service.reserved())
+        running = await self._service.running()
         # On a thread: ten thousand nodes take a moment, and heartbeats come first (P14).
-        return await asyncio.to_thread(
-            lambda: survey(decide(demand, candidates, taken.running), demand)
-        )
+        return await asyncio.to_thread(lambda: survey(decide(demand, candidates, running), demand))
 
     async def _node(self, node_id: str) -> Node | None:
         if not node_id:

@@ -18,7 +18,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     exists,
-    func,
     insert,
     literal_column,
     or_,
@@ -27,13 +26,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
-from gamenode.domain.assignment import demand_of
 from gamenode.domain.command import Dispatch, WantedEnd
 from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
     TERMINAL,
     Pipeline,
-    Placement,
     Reason,
     Status,
     Step,
@@ -41,25 +38,19 @@ from gamenode.domain.pipeline import (
     Waiting,
     sources_of,
 )
-from gamenode.domain.placement import Demand, QueuedPipeline
 from gamenode.domain.verification import StepRecord
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
-from gamenode.wire.codec import unpack_order
+from gamenode.server.pipelines.queue import unpack_waiting
 
 _pipelines: Final = schema.pipelines.c
 _steps: Final = schema.steps.c
 _keys: Final = schema.idempotency_keys.c
 _ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
-_LISTED: Final = [
-    column for column in schema.pipelines.columns if column.name not in ("file", "work")
-]
-
 # Parameters of prebuilt statements; a column's own name would be one that an UPDATE sets.
 _PIPELINE: Final[BindParameter[Any]] = bindparam("of_pipeline")
 _ATTEMPT: Final[BindParameter[Any]] = bindparam("of_attempt")
 _POSITION: Final[BindParameter[Any]] = bindparam("of_position")
-_LIMIT: Final[BindParameter[Any]] = bindparam("limit_to")
 _NOWHERE: Final[ColumnElement[str]] = literal_column("''")
 
 
@@ -70,6 +61,24 @@ def _one_of(column: ColumnElement[str], statuses: Iterable[Status]) -> ColumnEle
 
 def _is(column: ColumnElement[str], status: Status) -> ColumnElement[bool]:
     return _one_of(column, [status])
+
+
+_LISTED: Final[Select[Any]] = (
+    select(
+        *(c for c in schema.pipelines.columns if c.name not in ("file", "work", "demand")),
+        schema.waiting.c.message.label("waits_because"),
+        schema.waiting.c.reasons.label("waiting_reasons"),
+    )
+    .select_from(schema.pipelines)
+    .outerjoin(
+        schema.waiting,
+        and_(
+            schema.waiting.c.demand_id == _pipelines.demand_id,
+            _is(_pipelines.status, Status.PENDING),
+            _pipelines.node_id == _NOWHERE,
+        ),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +123,7 @@ def insert_pipeline(
     conn.execute(_INSERT_STEP, [dict(step) for step in steps])
 
 
-_GET: Final = select(*_LISTED).where(_pipelines.id == _PIPELINE)
+_GET: Final = _LISTED.where(_pipelines.id == _PIPELINE)
 
 
 def get(conn: Connection, pipeline_id: str) -> Pipeline | None:
@@ -148,7 +157,7 @@ def newest(
     before: tuple[Instant, str] | None,
 ) -> list[Pipeline]:
     """Return pipelines, newest first, from `before` on."""
-    query = select(*_LISTED).order_by(_pipelines.created_at.desc(), _pipelines.id.desc())
+    query = _LISTED.order_by(_pipelines.created_at.desc(), _pipelines.id.desc())
     if status is not None:
         query = query.where(_pipelines.status == status)
     if node:
@@ -171,102 +180,6 @@ def newest(
     rows = conn.execute(query.limit(limit)).all()
     steps = steps_of(conn, [row.id for row in rows]) if rows else {}
     return [_pipeline(row, steps[row.id]) for row in rows]
-
-
-_QUEUED: Final = (
-    select(
-        _pipelines.id,
-        _pipelines.wanted_node,
-        _pipelines.selector,
-        _pipelines.envs_needed,
-        _pipelines.waiting,
-        _pipelines.priority,
-        _pipelines.created_at,
-    )
-    .where(_is(_pipelines.status, Status.PENDING), _pipelines.node_id == _NOWHERE)
-    .order_by(_pipelines.priority.desc(), _pipelines.created_at, _pipelines.id)
-    .limit(_LIMIT)
-)
-_QUEUED_BEHIND: Final = _QUEUED.where(
-    or_(
-        _pipelines.priority < bindparam("of_priority"),
-        and_(
-            _pipelines.priority == bindparam("of_priority"),
-            _pipelines.created_at > bindparam("of_created_at"),
-        ),
-        and_(
-            _pipelines.priority == bindparam("of_priority"),
-            _pipelines.created_at == bindparam("of_created_at"),
-            _pipelines.id > _PIPELINE,
-        ),
-    )
-)
-
-
-def queued(
-    conn: Connection, limit: int, after: tuple[int, Instant, str] | None
-) -> list[QueuedPipeline]:
-    """Return what waits for a node behind `after`: higher priority first, then older."""
-    if after is None:
-        rows = conn.execute(_QUEUED, {"limit_to": limit})
-    else:
-        priority, created_at, pipeline_id = after
-        rows = conn.execute(
-            _QUEUED_BEHIND,
-            {
-                "limit_to": limit,
-                "of_priority": priority,
-                "of_created_at": created_at,
-                "of_pipeline": pipeline_id,
-            },
-        )
-    return [
-        QueuedPipeline(
-            id=row.id,
-            wanted_node=row.wanted_node,
-            selector=row.selector,
-            envs_needed=frozenset(row.envs_needed),
-            waiting=row.waiting,
-            position=(row.priority, row.created_at, row.id),
-        )
-        for row in rows
-    ]
-
-
-def place_in_queue(conn: Connection, pipeline_id: str) -> tuple[int, int]:
-    """Return how many wait before a pipeline that waits for a node, and how many wait in all."""
-    waits = (_is(_pipelines.status, Status.PENDING), _pipelines.node_id == _NOWHERE)
-    its = schema.pipelines.alias().c
-    before = exists().where(
-        its.id == pipeline_id,
-        or_(
-            _pipelines.priority > its.priority,
-            and_(
-                _pipelines.priority == its.priority,
-                or_(
-                    _pipelines.created_at < its.created_at,
-                    and_(_pipelines.created_at == its.created_at, _pipelines.id < its.id),
-                ),
-            ),
-        ),
-    )
-    ahead = conn.scalar(select(func.count()).select_from(schema.pipelines).where(*waits, before))
-    queued = conn.scalar(select(func.count()).select_from(schema.pipelines).where(*waits))
-    return ahead or 0, queued or 0
-
-
-def demand(conn: Connection, pipeline_id: str) -> Demand:
-    """Return what a pipeline that waits for a node asks for."""
-    row = conn.execute(
-        select(
-            _pipelines.wanted_node, _pipelines.selector, _pipelines.envs_needed, _pipelines.work
-        ).where(_pipelines.id == pipeline_id)
-    ).one()
-    return demand_of(
-        unpack_order(row.work).steps,
-        Placement(node=row.wanted_node, selector=row.selector),
-        envs_needed=frozenset(row.envs_needed),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,18 +210,6 @@ def progress(conn: Connection, pipeline_id: str) -> Progress | None:
         cancel_acknowledged_at=row.cancel_acknowledged_at,
         cancel_by=row.cancel_by,
     )
-
-
-_LOADS: Final = (
-    select(_pipelines.node_id, func.count().label("load"))
-    .where(_pipelines.node_id != _NOWHERE, _one_of(_pipelines.status, _ACTIVE))
-    .group_by(_pipelines.node_id)
-)
-
-
-def loads(conn: Connection) -> dict[str, int]:
-    """Return how many pipelines are bound to each node and have not ended."""
-    return {row.node_id: row.load for row in conn.execute(_LOADS)}
 
 
 def bound(conn: Connection, node_id: str) -> list[Bound]:
@@ -542,7 +443,7 @@ def bind(
             "attempt": attempt,
             "session_epoch": session_epoch,
             "dispatched_at": now,
-            "waiting": "",
+            "refusal": "",
         },
     )
 
@@ -553,7 +454,7 @@ _UNBIND: Final = update(schema.pipelines).where(
 )
 
 
-def unbind(conn: Connection, dispatch: Dispatch, waiting: str) -> bool:
+def unbind(conn: Connection, dispatch: Dispatch, refusal: str) -> bool:
     """Let a pipeline that its node refused wait again."""
     return _changed(
         conn,
@@ -563,7 +464,7 @@ def unbind(conn: Connection, dispatch: Dispatch, waiting: str) -> bool:
             "node_id": "",
             "dispatched_at": None,
             "acknowledged_at": None,
-            "waiting": waiting,
+            "refusal": refusal,
         },
     )
 
@@ -597,15 +498,6 @@ _ACKNOWLEDGE: Final = update(schema.pipelines).where(
 def acknowledge(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
     """Note that the agent has a dispatch in its journal."""
     conn.execute(_ACKNOWLEDGE, {**_of(dispatch), "acknowledged_at": now})
-
-
-def set_waiting(conn: Connection, pipeline_id: str, waiting: str) -> None:
-    """Say why a pipeline waits."""
-    conn.execute(
-        update(schema.pipelines)
-        .where(_pipelines.id == pipeline_id, _pipelines.node_id == "")
-        .values(waiting=waiting)
-    )
 
 
 _SET_STATUS: Final = {
@@ -697,13 +589,13 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
         name=row.name,
         status=Status(row.status),
         reason=Reason(row.reason),
-        message=row.message or row.waiting,
+        message=row.message or row.waits_because or row.refusal,
         node_id=row.node_id,
         attempt=row.attempt,
         args=row.args,
         priority=row.priority,
         steps=steps,
-        waiting=(Waiting(reason="WAITING", text=row.waiting),) if row.waiting else (),
+        waiting=_waiting(row),
         cancel_requested_at=row.cancel_requested_at,
         cancel_reason=row.cancel_reason,
         created_at=row.created_at,
@@ -712,6 +604,11 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
         ended_at=row.ended_at,
         retry_of=row.retry_of,
     )
+
+
+def _waiting(row: Row[Any]) -> tuple[Waiting, ...]:
+    refused = (Waiting(reason=Reason.REFUSED, text=row.refusal),) if row.refusal else ()
+    return refused + (unpack_waiting(row.waiting_reasons) if row.waiting_reasons else ())
 
 
 def _of(dispatch: Dispatch) -> dict[str, object]:
