@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.contract.test_pipelines import FakeAgent, dispatched, step
+from tests.contract.test_pipelines import FakeAgent, dispatched, step, whole
 from tests.support.plane import USER, ControlPlane, registration
 from tests.support.time import FakeClock
 
@@ -138,3 +138,21 @@ async def test_an_unknown_pipeline_is_not_found(planner: Planner) -> None:
     with pytest.raises(GameNodeError) as caught:
         await planner.explain("019ab000-0000-7000-8000-000000000009")
     assert caught.value.code is ErrorCode.PIPELINE_NOT_FOUND
+
+
+async def test_what_a_pipeline_holds_is_shown_until_its_node_says_that_it_ended(
+    plane: ControlPlane,
+) -> None:
+    agent = await FakeAgent.join(plane, "n1")
+    file = (
+        "name: w\nsteps: [{name: one, retries: {max: 2}, container: {image: a, ports: ['81:80']}}]"
+    )
+    pipeline_id = await dispatched(plane, agent, file)
+    bound = await plane.service.get(pipeline_id)
+    assert bound.reservation is not None
+    assert bound.reservation.ports == ("81/tcp",)
+    assert bound.steps[0].granted_to == 3
+    (listed,) = await plane.service.list(limit=10)
+    assert listed.reservation == bound.reservation
+    await agent.report(whole(pipeline_id, Status.COMPLETED))
+    assert (await plane.service.get(pipeline_id)).reservation is None

@@ -20,6 +20,7 @@ def step(name: str = "fetch", status: str = "PENDING", **members: Any) -> dict[s
         "started_at": None,
         "ended_at": None,
         "instance_id": None,
+        "attempts_max": 1,
         **members,
     }
 
@@ -44,6 +45,7 @@ def pipeline(status: str = "RUNNING", *steps: dict[str, Any], **members: Any) ->
         "started_at": None,
         "ended_at": None,
         "retry_of": None,
+        "reservation": None,
         **members,
     }
 

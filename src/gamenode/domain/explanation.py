@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from gamenode.domain.node import Link, Node
-from gamenode.domain.pipeline import Pipeline, Reason, Status, Step, StepType
+from gamenode.domain.pipeline import OnLost, Pipeline, Reason, Status, Step, StepType
 from gamenode.domain.placement import Decision, Demand, Misfit, Objection, Verdict
 from gamenode.domain.quantity import span
 from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
@@ -31,6 +31,7 @@ class Cause(StrEnum):
     RUNNING = "RUNNING"
     UNREACHABLE = "UNREACHABLE"
     CANCEL_WANTED = "CANCEL_WANTED"
+    MAY_STILL_RUN = "MAY_STILL_RUN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +236,14 @@ def _queued(standing: Standing, survey: Survey | None) -> Explanation:
     )
 
 
+_LOST: Final[Mapping[OnLost, str]] = {
+    OnLost.WAIT: "it waits for its node, and what runs there goes on",
+    OnLost.FAIL: "it fails if its node stays away for too long, and may run on there",
+    OnLost.RESTART: "it starts anew elsewhere once its node says that it has ended, or is fenced",
+}
+"""What becomes of it while its node is away."""
+
+
 def _under_way(standing: Standing, node: Node | None, now: Instant) -> Explanation:
     pipeline = standing.pipeline
     unreachable = node is None or not node.online or (not node.simple and node.link is Link.LOST)
@@ -297,7 +306,7 @@ def _unreachable(pipeline: Pipeline, node: Node | None, now: Instant) -> Because
         message = f"node {node.id} is unreachable{since}{cause}"
     return Because(
         reason=Cause.UNREACHABLE,
-        message=f"{message}: it waits for its node, and what runs there goes on",
+        message=f"{message}: {_LOST[pipeline.on_lost]}",
         nodes=(pipeline.node_id,),
         nodes_total=1,
     )
@@ -311,13 +320,13 @@ def _progress(standing: Standing, now: Instant) -> Iterator[Because]:
         if step.reason is Reason.RETRYING:
             yield Because(
                 reason=Reason.RETRYING,
-                message=f"try {step.attempt} of step {step.name} failed"
+                message=f"{_try(step)} of step {step.name} failed"
                 f"{f' ({step.message})' if step.message else ''}; the next one follows",
             )
         else:
             since = f" for {_ago(step.started_at, now)}" if step.started_at is not None else ""
             yield Because(
-                reason=Cause.RUNNING, message=f"step {step.name}, try {step.attempt}, runs{since}"
+                reason=Cause.RUNNING, message=f"step {step.name}, {_try(step)}, runs{since}"
             )
     if running:
         return
@@ -388,7 +397,7 @@ def _ended(pipeline: Pipeline, node: Node | None) -> Explanation:
     reasons = [
         Because(
             reason=step.reason or step.status,
-            message=f"step {step.name} failed at try {step.attempt}: {how(step)}"
+            message=f"step {step.name} failed at {_try(step)}: {how(step)}"
             if step.attempt
             else f"step {step.name} failed: {how(step)}",
         )
@@ -401,6 +410,15 @@ def _ended(pipeline: Pipeline, node: Node | None) -> Explanation:
             Because(
                 reason=pipeline.reason or pipeline.status,
                 message=_said(words, pipeline.message),
+            )
+        )
+    if pipeline.may_still_run:
+        reasons.append(
+            Because(
+                reason=Cause.MAY_STILL_RUN,
+                message=f"node {pipeline.node_id} has not said that it ended, and may still run it",
+                nodes=(pipeline.node_id,),
+                nodes_total=1,
             )
         )
     lives_on = [
@@ -447,6 +465,11 @@ def _said(words: str, message: str) -> str:
     if not message or message == words:
         return words
     return message if message.startswith(words) else f"{words}: {message}"
+
+
+def _try(step: Step) -> str:
+    most = f" of {step.granted_to}" if step.granted_to > 1 else ""
+    return f"try {step.attempt}{most}"
 
 
 def _nodes(count: int, total: int) -> str:

@@ -232,6 +232,26 @@ class Step(Struct, frozen=True, kw_only=True):
     started_at: Time | None
     ended_at: Time | None
     instance_id: str | None
+    attempts_max: int
+    """The last try that may be made; 0 before a dispatch."""
+
+
+class ReservedGpu(Struct, frozen=True, kw_only=True):
+    """What a pipeline holds of a GPU."""
+
+    id: str
+    slots: int
+    memory_bytes: int
+
+
+class Reservation(Struct, frozen=True, kw_only=True):
+    """What a pipeline holds of its node, until that says that nothing of it lives."""
+
+    cpus: float
+    memory_bytes: int
+    gpu: ReservedGpu | None
+    ports: Sequence[str]
+    """Ports of the host, such as `8080/tcp`."""
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
@@ -265,6 +285,8 @@ class Pipeline(Struct, frozen=True, kw_only=True):
     started_at: Time | None
     ended_at: Time | None
     retry_of: str | None
+    reservation: Reservation | None
+    """Null before a dispatch, and once its node has said that nothing of it lives."""
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -715,6 +737,19 @@ def _encode_step(step: pipelines.Step) -> Step:
         started_at=_time_or_null(step.started_at),
         ended_at=_time_or_null(step.ended_at),
         instance_id=step.instance_id or None,
+        attempts_max=step.granted_to,
+    )
+
+
+def _encode_reservation(held: pipelines.Reservation | None) -> Reservation | None:
+    if held is None:
+        return None
+    gpu = ReservedGpu(id=held.gpu_id, slots=held.gpu_slots, memory_bytes=held.gpu_memory_bytes)
+    return Reservation(
+        cpus=held.cpu_millis / 1000,
+        memory_bytes=held.memory_bytes,
+        gpu=gpu if held.gpu_id else None,
+        ports=held.ports,
     )
 
 
@@ -748,6 +783,7 @@ def encode_pipeline(pipeline: pipelines.Pipeline) -> Pipeline:
         started_at=_time_or_null(pipeline.started_at),
         ended_at=_time_or_null(pipeline.ended_at),
         retry_of=pipeline.retry_of or None,
+        reservation=_encode_reservation(pipeline.reservation),
     )
 
 

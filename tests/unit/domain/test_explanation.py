@@ -25,7 +25,7 @@ from gamenode.domain.explanation import (
     survey,
 )
 from gamenode.domain.node import ConditionType, Link, Maintenance, Node
-from gamenode.domain.pipeline import GpuDemand, Group, Pipeline, Reason, Status, StepType
+from gamenode.domain.pipeline import GpuDemand, Group, OnLost, Pipeline, Reason, Status, StepType
 from gamenode.domain.placement import (
     Candidate,
     Capacity,
@@ -392,6 +392,37 @@ def test_one_whose_node_is_away() -> None:
     )
     assert causes(found) == [Cause.UNREACHABLE, Cause.RUNNING]
     assert "gamenode nodes fence fra-07" in found.next_step
+
+
+@pytest.mark.parametrize(
+    ("on_lost", "words"),
+    [
+        (OnLost.WAIT, "it waits for its node, and what runs there goes on"),
+        (OnLost.FAIL, "it fails if its node stays away for too long, and may run on there"),
+        (
+            OnLost.RESTART,
+            "it starts anew elsewhere once its node says that it has ended, or is fenced",
+        ),
+    ],
+)
+def test_the_words_for_each_policy_while_a_node_is_away(on_lost: OnLost, words: str) -> None:
+    found = explained(replace(RUNNING, on_lost=on_lost), node=AWAY)
+    assert found.reasons[0].message.endswith(f": {words}")
+
+
+def test_one_that_ended_without_its_node_s_word_may_still_run() -> None:
+    lost = pipeline(Status.FAILED, reason=Reason.NODE_LOST, may_still_run=True)
+    found = explained(with_step(lost, status=Status.CANCELLED))
+    assert found.summary == (
+        "FAILED: its node was lost; node fra-07 has not said that it ended, and may still run it"
+    )
+    assert causes(found) == [Reason.NODE_LOST, Cause.MAY_STILL_RUN]
+
+
+def test_a_try_is_one_of_those_that_were_granted() -> None:
+    second = replace(RUNNING.steps[0], attempt=2, granted_to=4)
+    found = explained(replace(RUNNING, steps=(second,)))
+    assert found.summary == "step greet, try 2 of 4, runs for 3m"
 
 
 def test_one_whose_end_is_wanted_while_its_node_is_away() -> None:

@@ -27,11 +27,13 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.command import Dispatch, WantedEnd
+from gamenode.domain.container import HostPort
 from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
     TERMINAL,
     Pipeline,
     Reason,
+    Reservation,
     Status,
     Step,
     StepType,
@@ -46,6 +48,15 @@ from gamenode.server.pipelines.queue import unpack_waiting
 _pipelines: Final = schema.pipelines.c
 _steps: Final = schema.steps.c
 _keys: Final = schema.idempotency_keys.c
+_held: Final = schema.reservations.c
+_SHOWN_OF_HELD: Final = (
+    "cpu_millis",
+    "memory_bytes",
+    "gpu_id",
+    "gpu_slots",
+    "gpu_memory_bytes",
+    "ports",
+)
 _ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
 # Parameters of prebuilt statements; a column's own name would be one that an UPDATE sets.
 _PIPELINE: Final[BindParameter[Any]] = bindparam("of_pipeline")
@@ -68,6 +79,7 @@ _LISTED: Final[Select[Any]] = (
         *(c for c in schema.pipelines.columns if c.name not in ("file", "work", "demand")),
         schema.waiting.c.message.label("waits_because"),
         schema.waiting.c.reasons.label("waiting_reasons"),
+        *(_held[name].label(f"held_{name}") for name in _SHOWN_OF_HELD),
     )
     .select_from(schema.pipelines)
     .outerjoin(
@@ -77,6 +89,10 @@ _LISTED: Final[Select[Any]] = (
             _is(_pipelines.status, Status.PENDING),
             _pipelines.node_id == _NOWHERE,
         ),
+    )
+    .outerjoin(
+        schema.reservations,
+        and_(_held.pipeline_id == _pipelines.id, _held.attempt == _pipelines.attempt),
     )
 )
 
@@ -580,6 +596,7 @@ def step(row: Row[Any]) -> Step:
         started_at=row.started_at,
         ended_at=row.ended_at,
         instance_id=row.instance_id,
+        granted_to=row.granted_to,
     )
 
 
@@ -603,6 +620,20 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
         started_at=row.started_at,
         ended_at=row.ended_at,
         retry_of=row.retry_of,
+        reservation=_reservation(row),
+    )
+
+
+def _reservation(row: Row[Any]) -> Reservation | None:
+    if row.held_ports is None:
+        return None
+    return Reservation(
+        cpu_millis=row.held_cpu_millis,
+        memory_bytes=row.held_memory_bytes,
+        gpu_id=row.held_gpu_id,
+        gpu_slots=row.held_gpu_slots,
+        gpu_memory_bytes=row.held_gpu_memory_bytes,
+        ports=tuple(str(HostPort(**port)) for port in row.held_ports),
     )
 
 
