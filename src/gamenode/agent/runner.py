@@ -25,6 +25,7 @@ from gamenode.agent.journal import (
     Try,
     certainly_unwritten,
 )
+from gamenode.agent.policy import Policy
 from gamenode.agent.runtime import Ended, Found, LogBlock, Running, Runtime, StartError
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.command import (
@@ -101,8 +102,11 @@ class _Work:
 
     dispatch: Dispatch
     order: ExecuteOrder | None
-    accepted_at: Instant | None
     tries: dict[LogKey, Try] = field(default_factory=dict)
+    accepted_s: float = 0.0
+    """When it was accepted, on the monotonic clock, by which alone time runs out (rule RA6)."""
+    started_s: dict[LogKey, float] = field(default_factory=dict)
+    """When each try came to run, on the same clock."""
     fresh: LogKey | None = None
     """The try that was journaled a moment ago, so that the host need not be asked about it."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -126,6 +130,7 @@ class Runner:
         uploader: LogUploader,
         reporter: Reporter,
         envs: Mapping[str, str],
+        policy: Policy,
         clock: Clock,
         settings: RunnerSettings,
     ) -> None:
@@ -135,6 +140,7 @@ class Runner:
         self._uploader = uploader
         self._reporter = reporter
         self._envs = envs
+        self._policy = policy
         self._clock = clock
         self._settings = settings
         self._supervisor = Supervisor()
@@ -361,7 +367,7 @@ class Runner:
                 )
         first = _first_key(order)
         now = self._clock.now()
-        work = _Work(order.dispatch, order, now, fresh=first)
+        work = _Work(order.dispatch, order, accepted_s=self._clock.monotonic_s(), fresh=first)
         if first is not None:
             work.tries[first] = Try(key=first)
         # In the table before the journal answers: a statement made meanwhile must not leave it out.
@@ -392,8 +398,8 @@ class Runner:
         work = _Work(
             held.dispatch,
             held.order,
-            held.accepted_at,
             tries={made.key: made for made in held.tries},
+            accepted_s=self._monotonic_of(held.accepted_at),
             cancel=held.cancel,
             journaled_cancel=held.cancel,
         )
@@ -403,6 +409,17 @@ class Runner:
                 work.forced.set()
         self._works[held.dispatch] = work
         self._start(work)
+
+    def _monotonic_of(self, at: Instant | None) -> float:
+        """Return when `at` was on the monotonic clock; for what began before this agent did.
+
+        Only the wall clock bridges a restart, and only once: what it does later changes nothing.
+        Where it went back meanwhile, all of the time counts anew.
+        """
+        now_s = self._clock.monotonic_s()
+        if at is None:
+            return now_s
+        return now_s - max(0.0, (self._clock.now() - at) / NANOSECONDS_PER_S)
 
     def _start(self, work: _Work) -> None:
         name = f"pipeline {work.dispatch.pipeline_id}"
@@ -434,9 +451,8 @@ class Runner:
     async def _run_steps(self, work: _Work, order: ExecuteOrder) -> None:
         overdue = asyncio.Event()
         timer = None
-        if order.timeout_s is not None and work.accepted_at is not None:
-            elapsed_s = (self._clock.now() - work.accepted_at) / NANOSECONDS_PER_S
-            left_s = order.timeout_s - elapsed_s
+        if order.timeout_s is not None:
+            left_s = work.accepted_s + order.timeout_s - self._clock.monotonic_s()
             if left_s <= 0:
                 overdue.set()  # now: what begins next must find it
             else:
@@ -473,7 +489,8 @@ class Runner:
                     continue  # the next one has begun, and must be looked after
             else:
                 outcome = await self._try(work, step, key, limits)
-            last = number + 1 == step.attempts
+            # What a node does not allow, it does not allow the next time either.
+            last = number + 1 == step.attempts or outcome.reason is Reason.POLICY
             if outcome.status is not Status.FAILED or last or limits.reached:
                 await self._report_end(work, step, key, outcome)
                 if outcome.status is not Status.COMPLETED and work.failed is None:
@@ -512,14 +529,16 @@ class Runner:
             if isinstance(started, Outcome):
                 return await self._ended(work, key, started)
             started_at = started
+            work.started_s[key] = self._clock.monotonic_s()
         else:
             started_at = found.started_at
+            work.started_s.setdefault(key, self._monotonic_of(started_at))
         running = Outcome(status=Status.RUNNING, started_at=started_at)
         self._follow_log(key, running, new=found is None)
         self._report(work, step, running, key.attempt)
         if isinstance(found, Ended):
             return await self._ended(work, key, _outcome_of(found))
-        outcome = await self._wait(step, key, limits, running, adopted=found is not None)
+        outcome = await self._wait(step, key, limits, running)
         if outcome.status is not Status.COMPLETED or step.type is not StepType.SERVICE:
             return await self._ended(work, key, outcome)
         service = KeptService(
@@ -537,12 +556,15 @@ class Runner:
         What takes long comes before the start, where a cancel can still prevent it (P11).
 
         Raises:
-            StartError: it certainly did not start.
+            StartError: it certainly did not start; POLICY, this node does not allow it.
             GameNodeError: the container's texts cannot be filled in.
         """
         # The node's own values win: a caller supplies only what it does not define (F6).
         envs = {**(work.order.envs if work.order else {}), **self._envs}
-        container = fill_container(step.container, envs)
+        filled = fill_container(step.container, envs)
+        # Asked before, so that nothing is fetched for nothing, and right before the start, since a
+        # path may lead elsewhere by then.
+        container = await self._policy.admit(filled, runtime=self._runtime.name)
         if limits.outcome() is None:
             preparing = asyncio.ensure_future(self._runtime.prepare(container))
             try:
@@ -554,26 +576,20 @@ class Runner:
         why = limits.outcome()
         if why is not None:
             return why
+        container = await self._policy.admit(filled, runtime=self._runtime.name)
         service = step.type is StepType.SERVICE
         return await self._runtime.start(key, container, service=service)
 
     async def _wait(
-        self,
-        step: GrantedStep,
-        key: LogKey,
-        limits: _Limits,
-        running: Outcome,
-        *,
-        adopted: bool,
+        self, step: GrantedStep, key: LogKey, limits: _Limits, running: Outcome
     ) -> Outcome:
         """Wait for the end of a running try, and end it on cancel or timeout.
 
         A service is done when it has run for a moment.
         """
         timeout_s = step.timeout_s
-        if timeout_s is not None and adopted and running.started_at is not None:
-            # Its start was before ours, so the wall clock has to say how long ago.
-            elapsed_s = (self._clock.now() - running.started_at) / NANOSECONDS_PER_S
+        if timeout_s is not None:
+            elapsed_s = self._clock.monotonic_s() - limits.work.started_s[key]
             timeout_s = max(0.0, timeout_s - elapsed_s)
         service = step.type is StepType.SERVICE
         ending = asyncio.ensure_future(self._runtime.wait(key))

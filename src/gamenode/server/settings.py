@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gamenode.lib.clock import ClockSettings
 from gamenode.server.access.manager import AccessSettings
 from gamenode.server.api.app import ApiSettings
 from gamenode.server.api.connection import ConnectionSettings
@@ -49,6 +50,7 @@ class ServerSettings:
     """All of it."""
 
     server: ListenSettings = field(default_factory=ListenSettings)
+    clock: ClockSettings = field(default_factory=ClockSettings)
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     api: ApiSettings = field(default_factory=ApiSettings)

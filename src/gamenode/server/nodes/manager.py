@@ -33,7 +33,7 @@ from gamenode.domain.node import (
 from gamenode.domain.placement import Candidate, Capacity, Reserved, capacity_of
 from gamenode.domain.registration import refusal
 from gamenode.domain.selector import Lookup, Selector
-from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
+from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, ClockWatch, Instant
 from gamenode.lib.ids import Ids
 from gamenode.server.nodes.connections import AgentConnection, ConnectionManager, Liveness
 from gamenode.server.nodes.inventories import InventoryKeeper
@@ -91,6 +91,7 @@ class NodeManager:
         *,
         service: GameNodeService,
         clock: Clock,
+        clock_watch: ClockWatch,
         ids: Ids,
         settings: NodeSettings,
         states: StateSettings,
@@ -111,6 +112,7 @@ class NodeManager:
             connections=self._connections,
             refresh=self._refresh,
             clock=clock,
+            clock_watch=clock_watch,
             settings=states,
         )
         self._nodes: dict[str, Node] = {}

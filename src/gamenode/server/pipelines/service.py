@@ -36,9 +36,10 @@ from gamenode.domain.pipeline import (
 )
 from gamenode.domain.placement import Candidate, Demand, Reserved, decide
 from gamenode.domain.verification import StepKey, StepRecord
-from gamenode.lib.clock import Instant
+from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
 from gamenode.server.db.database import Database
 from gamenode.server.events import store as events
+from gamenode.server.logs import service as logs
 from gamenode.server.nodes import service as nodes
 from gamenode.server.pipelines import changes, queue, reservations, store
 from gamenode.server.pipelines.queue import Explained, Queued
@@ -258,6 +259,10 @@ class GamePipelineGRPCService:
             f"pipeline {pipeline_id} has no step {step}",
             hint=f"its steps: {names}",
         )
+
+    async def known(self, pipeline_ids: Collection[str]) -> frozenset[str]:
+        """Return those of `pipeline_ids` that there are."""
+        return await self._db.read(lambda conn: store.known(conn, pipeline_ids))
 
     async def order(self, dispatch: Dispatch) -> ExecuteOrder | None:
         """Return the order of a dispatch, as it was granted; None once it holds nothing."""
@@ -487,6 +492,29 @@ class GamePipelineGRPCService:
 
         await self._db.write(record)
 
+    async def remove_ended(
+        self, *, before: Instant, ended_max: int, key_keep_s: float, limit: int
+    ) -> Sequence[str]:
+        """Remove the longest ended pipelines, with steps and logs; return which, at most `limit`.
+
+        Those that ended before `before`, or before the newest `ended_max`; never one that its node
+        may still run, or of which a service lives on. Their idempotency keys stay until they are
+        `key_keep_s` old (RC5). After it, `LogService.remove` removes the bytes of the logs.
+        """
+
+        def record(conn: Connection) -> Sequence[str]:
+            ids = store.removable(conn, before=before, ended_max=ended_max, limit=limit)
+            if ids:
+                logs.remove(conn, ids)
+                store.remove(conn, ids, key_keep_ns=round(key_keep_s * NANOSECONDS_PER_S))
+            return ids
+
+        return await self._db.write(record)
+
+    async def remove_keys(self, *, now: Instant, limit: int) -> int:
+        """Remove idempotency keys that have outlived their pipelines for long enough."""
+        return await self._db.write(lambda conn: store.remove_keys(conn, now=now, limit=limit))
+
     async def apply(
         self,
         reports: Sequence[Report],
@@ -693,7 +721,11 @@ def _first_of_key(conn: Connection, key: str, known: tuple[str, str], body_hash:
         )
     pipeline = store.get(conn, pipeline_id)
     if pipeline is None:
-        raise not_found(pipeline_id)
+        raise GameNodeError(
+            ErrorCode.PIPELINE_NOT_FOUND,
+            f"idempotency key {key} made pipeline {pipeline_id}, which was removed since",
+            hint="use a new key for a new request",
+        )
     return pipeline
 
 

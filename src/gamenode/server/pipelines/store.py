@@ -17,11 +17,13 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    delete,
     exists,
     insert,
     literal_column,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.sql.elements import ColumnElement
@@ -579,6 +581,65 @@ _ACTIVE_STEPS: Final = (
 def active_steps(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
     """Return the rows of the steps that have not ended."""
     return conn.execute(_ACTIVE_STEPS, {"of_pipeline": pipeline_id}).all()
+
+
+_LIVES_ON: Final = exists().where(
+    _steps.pipeline_id == _pipelines.id,
+    _steps.type == StepType.SERVICE,
+    _is(_steps.status, Status.COMPLETED),
+    _steps.instance_id != "",
+)
+_REMOVABLE: Final = and_(
+    _pipelines.ended_at.is_not(None), _pipelines.cancel_acknowledged_at.is_not(None), ~_LIVES_ON
+)
+
+
+def removable(conn: Connection, *, before: Instant, ended_max: int, limit: int) -> Sequence[str]:
+    """Return the longest ended pipelines of which nothing may live, and keep others from them.
+
+    Those that ended before `before`, or before the newest `ended_max` that have ended.
+    """
+    too_old: ColumnElement[bool] = _pipelines.ended_at < before
+    first_beyond = conn.execute(
+        select(_pipelines.ended_at, _pipelines.id)
+        .where(_pipelines.ended_at.is_not(None))
+        .order_by(_pipelines.ended_at.desc(), _pipelines.id.desc())
+        .offset(ended_max)
+        .limit(1)
+    ).first()
+    if first_beyond is not None:
+        too_old = or_(too_old, tuple_(_pipelines.ended_at, _pipelines.id) <= tuple_(*first_beyond))
+    return conn.scalars(
+        select(_pipelines.id)
+        .where(_REMOVABLE, too_old)
+        .order_by(_pipelines.ended_at, _pipelines.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def remove(conn: Connection, pipeline_ids: Sequence[str], *, key_keep_ns: int) -> None:
+    """Remove pipelines with their steps; their keys stay `key_keep_ns` from their creation on."""
+    conn.execute(
+        update(schema.idempotency_keys)
+        .where(_keys.pipeline_id.in_(pipeline_ids))
+        .values(expires_at=_keys.created_at + key_keep_ns)
+    )
+    conn.execute(delete(schema.steps).where(_steps.pipeline_id.in_(pipeline_ids)))
+    conn.execute(delete(schema.pipelines).where(_pipelines.id.in_(pipeline_ids)))
+
+
+def remove_keys(conn: Connection, *, now: Instant, limit: int) -> int:
+    """Remove idempotency keys that nobody needs any more; return how many."""
+    expired = select(_keys.caller, _keys.key).where(_keys.expires_at <= now).limit(limit)
+    return conn.execute(
+        delete(schema.idempotency_keys).where(tuple_(_keys.caller, _keys.key).in_(expired))
+    ).rowcount
+
+
+def known(conn: Connection, pipeline_ids: Collection[str]) -> frozenset[str]:
+    """Return those of `pipeline_ids` that there are."""
+    return frozenset(conn.scalars(select(_pipelines.id).where(_pipelines.id.in_(pipeline_ids))))
 
 
 def step(row: Row[Any]) -> Step:
