@@ -31,7 +31,13 @@ from gamenode.agent.session import Outbox, Session, SessionSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
 from gamenode.domain.access import Actor, ActorKind, Role
-from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
+from gamenode.domain.command import (
+    LivingInstances,
+    NumberedReport,
+    OrderAnswer,
+    ServerWord,
+    Statement,
+)
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.inventory import Collection, CollectionAnswer, Inventory
@@ -376,6 +382,9 @@ class MemoryStream:
 
     async def answer(self, sequence: int, answer: OrderAnswer) -> None:
         self.send(pb.AgentMessage(answer=codec.encode_answer(sequence, answer)))
+
+    async def instances(self, living: LivingInstances) -> None:
+        self.send(pb.AgentMessage(instances=codec.encode_instances(living)))
 
     async def goodbye(self, reason: str) -> None:
         self.send(pb.AgentMessage(goodbye=pb.Goodbye(reason=reason)))

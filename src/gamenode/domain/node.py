@@ -12,6 +12,9 @@ from gamenode.domain.container import PortRange
 from gamenode.domain.inventory import CollectionFailure, Inventory
 from gamenode.lib.clock import Instant
 
+GPU_SLOTS_MAX: Final = 64
+"""As many a GPU has at most."""
+
 
 class NodeType(StrEnum):
     """What kind of machine a node is."""

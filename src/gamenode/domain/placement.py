@@ -254,6 +254,10 @@ class Verdict:
         return bool(self.objections) and self.objections[0].misfit.permanent
 
 
+Explained = tuple[str, tuple[Waiting, ...]]
+"""Why something waits: in one line, and reason by reason."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """A node and what is given there, or why there is none."""

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from gamenode.domain.args import value_problem
 from gamenode.domain.container import FORMS, Form, normal_port
 from gamenode.domain.errors import GameNodeError
+from gamenode.domain.node import GPU_SLOTS_MAX
 from gamenode.domain.pipeline import (
     ArgSpec,
     ArgType,
@@ -57,8 +58,6 @@ ITEMS_MAX: Final = 1000
 """Of a list in a container, and of args and envs."""
 DESCRIPTION_LENGTH_MAX: Final = 4096
 RETRIES_MAX: Final = 100
-GPU_SLOTS_MAX: Final = 64
-"""As many as a node can say that a GPU has."""
 _INT32_MAX: Final = 2**31 - 1
 _INT64_MAX: Final = 2**63 - 1
 

@@ -25,13 +25,12 @@ from gamenode.domain.command import (
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.event import Event, EventType
 from gamenode.domain.pipeline import Reason
-from gamenode.domain.placement import Candidate, Demand, Pass
+from gamenode.domain.placement import Candidate, Demand, Explained, Pass
 from gamenode.lib.clock import Clock
 from gamenode.lib.tasks import Supervisor, Wake, until_one_ends
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
-from gamenode.server.pipelines.queue import Explained
 from gamenode.server.pipelines.service import GamePipelineGRPCService, QueueMark
 
 _log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from gamenode.domain.pipeline import Waiting
-from gamenode.domain.placement import Demand
+from gamenode.domain.placement import Demand, Explained
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
 from gamenode.server.db.upsert import insert_or_replace
@@ -146,10 +146,6 @@ def place(conn: Connection, pipeline_id: str) -> tuple[int, int]:
     )
     waiting = select(func.count()).select_from(schema.pipelines).where(*_QUEUED)
     return conn.scalar(waiting.where(before)) or 0, conn.scalar(waiting) or 0
-
-
-Explained = tuple[str, tuple[Waiting, ...]]
-"""Why something waits: in one line, and reason by reason."""
 
 
 def explained(conn: Connection) -> dict[str, Explained]:

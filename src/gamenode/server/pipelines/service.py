@@ -34,7 +34,7 @@ from gamenode.domain.pipeline import (
     Step,
     StepType,
 )
-from gamenode.domain.placement import Candidate, Demand, Reserved, decide
+from gamenode.domain.placement import Candidate, Demand, Explained, Reserved, decide
 from gamenode.domain.verification import StepKey, StepRecord
 from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
 from gamenode.server.db.database import Database
@@ -42,7 +42,7 @@ from gamenode.server.events import store as events
 from gamenode.server.logs import service as logs
 from gamenode.server.nodes import service as nodes
 from gamenode.server.pipelines import changes, queue, reservations, store
-from gamenode.server.pipelines.queue import Explained, Queued
+from gamenode.server.pipelines.queue import Queued
 from gamenode.wire.codec import pack_order, unpack_order
 
 QueueMark = tuple[int, int]
