@@ -16,13 +16,14 @@ from gamenode.cli.errors import (
     UnreachableError,
 )
 from gamenode.cli.follow import Deadline, PipelineFollower, outcome
+from gamenode.cli.inputs import ask, can_ask
 from gamenode.cli.output import Format
 from gamenode.cli.pipelines import VIEW
 from gamenode.cli.request import read_request, request_options
 from gamenode.cli.tail import tell_tail
 from gamenode.cli.terminal import BOLD, RED
 from gamenode.cli.transcript import Style, Transcript
-from gamenode.domain.errors import GameNodeError
+from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.pipeline import Status
 from gamenode.lib.ids import UuidV7
 
@@ -58,7 +59,14 @@ def run(
     request = {**read_request(invocation, **asked), "priority": priority}
     key = key or UuidV7(invocation.clock).new()
     try:
-        pipeline = _create(invocation, request, key)
+        try:
+            pipeline = _create(invocation, request, key)
+        except ApiError as error:
+            typed = _ask_missing(invocation, request, error) if can_ask() else {}
+            if not typed:
+                raise
+            request["args"] = {**request["args"], **typed}
+            pipeline = _create(invocation, request, key)
     except KeyboardInterrupt:
         invocation.output.tell(
             "\ninterrupted before the server answered; it may have started:"
@@ -100,6 +108,19 @@ def _create(invocation: Invocation, request: Body, key: str) -> Body:
                 raise
         else:
             return created
+
+
+def _ask_missing(invocation: Invocation, request: Body, error: ApiError) -> dict[str, str]:
+    """Return the required args that were not given, as somebody types them; none otherwise."""
+    if error.code != ErrorCode.INVALID_REQUEST:
+        return {}
+    try:
+        declared = invocation.client.post("/pipelines:validate", {"file": request["file"]})
+    except ApiError:
+        return {}  # the file itself is wrong, as was said already
+    schema = declared["args_schema"]
+    missing = [name for name in schema["required"] if name not in request["args"]]
+    return {name: ask(name, schema["properties"][name]) for name in missing}
 
 
 def _undecided(error: UnreachableError, key: str) -> UnreachableError:

@@ -735,6 +735,7 @@ def _encode_execute(order: ExecuteOrder, message: pb.ExecuteCommand) -> None:
     if order.timeout_s is not None:
         message.timeout_s = order.timeout_s
     message.envs.update(order.envs)
+    message.secrets.update(order.secrets)
     for step in order.steps:
         entry = message.steps.add(
             name=step.name,
@@ -756,6 +757,7 @@ def _decode_execute(message: pb.ExecuteCommand) -> ExecuteOrder:
         name=message.name,
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
         envs=dict(message.envs),
+        secrets=dict(message.secrets),
         steps=tuple(
             GrantedStep(
                 name=step.name,
@@ -774,9 +776,13 @@ def _decode_execute(message: pb.ExecuteCommand) -> ExecuteOrder:
 
 
 def pack_order(order: ExecuteOrder) -> bytes:
-    """Return an order as bytes: what the agent's journal and the server's row keep."""
+    """Return an order as bytes: what the agent's journal and the server's row keep.
+
+    Secrets are left out: no record holds them (rule RG3).
+    """
     message = pb.ExecuteCommand()
     _encode_execute(order, message)
+    message.ClearField("secrets")
     return message.SerializeToString()
 
 

@@ -454,6 +454,7 @@ ENDS: dict[Reason, tuple[dict[str, Any], str]] = {
     Reason.UNSUPPORTED: ({}, "its node cannot honour what it asks for"),
     Reason.UNHEALTHY: ({}, "it did not become healthy"),
     Reason.RETRYING: ({}, "it is to be tried again"),
+    Reason.SECRET_MISSING: ({}, "a secret that it needs is gone from its node"),
     Reason.NODE_LOST: ({}, "its node was lost"),
     Reason.NODE_DISABLED: ({}, "its node was disabled"),
     Reason.DRAINED: ({}, "its node was drained"),

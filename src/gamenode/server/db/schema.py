@@ -175,6 +175,8 @@ pipelines: Final = Table(
     Column("cancel_by", Text, nullable=False),
     Column("cancel_acknowledged_at", BigInteger),
     Column("retry_of", String(36), nullable=False),
+    # Its secret args, under the key in secrets.key.
+    Column("sealed", LargeBinary),
     # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
     Index(
         "pipelines_queued",
@@ -215,6 +217,12 @@ pipelines: Final = Table(
         "id",
         sqlite_where=text("ended_at IS NOT NULL"),
         postgresql_where=text("ended_at IS NOT NULL"),
+    ),
+    Index(
+        "pipelines_sealed",
+        "ended_at",
+        sqlite_where=text("sealed IS NOT NULL"),
+        postgresql_where=text("sealed IS NOT NULL"),
     ),
 )
 

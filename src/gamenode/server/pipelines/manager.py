@@ -38,8 +38,9 @@ from gamenode.domain.pipeline import (
     StepSpec,
     StepType,
 )
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, after
 from gamenode.lib.ids import Ids
+from gamenode.lib.tasks import every
 from gamenode.server.events.feed import EventFeed
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.logs.service import LogService
@@ -65,6 +66,10 @@ class PipelineSettings(RetentionSettings):
     """The longest that one request may wait for an end."""
     reports_per_write_max: int = 250
     """How many reports one transaction takes, so that nobody waits long behind it (P14)."""
+    secrets_keep_s: float = 86_400.0
+    """How long the secrets of one that did not complete are kept, so that it can be retried."""
+    secrets_sweep_interval_s: float = 600.0
+    """How often it is looked for such that can be forgotten."""
     log_owners_max: int = 10_000
     """How many logs are remembered as rightly written to; then all are asked for anew."""
 
@@ -114,6 +119,15 @@ class PipelineManager:
         return await self._service.cancel(
             pipeline_id, reason=reason, force=force, by=by, now=self._clock.now()
         )
+
+    async def forget_secrets(self) -> None:
+        """Forget, time and again, the secrets of pipelines that ended long ago."""
+
+        async def sweep() -> None:
+            keep_s = self._settings.secrets_keep_s
+            await self._service.forget_secrets(after(self._clock.now(), -keep_s))
+
+        await every(self._settings.secrets_sweep_interval_s, sweep)
 
     async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
         """Remove a node; its agent is told so."""
@@ -283,7 +297,7 @@ class PipelineManager:
             GameNodeError: INVALID_REQUEST with everything that is wrong.
         """
         spec = parse_pipeline(request.file)
-        steps, args = resolve(spec, request.args)
+        resolved = resolve(spec, request.args)
         _check_envs(spec, request)
         placement = replace(
             spec.placement,
@@ -295,9 +309,9 @@ class PipelineManager:
             id=pipeline_id,
             request=request,
             name=spec.name,
-            args=args,
+            args=resolved.args,
             demand=demand_of(
-                steps,
+                resolved.steps,
                 placement,
                 envs_needed=frozenset(spec.envs).difference(request.envs),
                 group=spec.concurrency,
@@ -305,9 +319,10 @@ class PipelineManager:
             work=ExecuteOrder(
                 dispatch=Dispatch(pipeline_id, 0),
                 name=spec.name,
-                steps=tuple(self._unbound(step) for step in steps),
+                steps=tuple(self._unbound(step) for step in resolved.steps),
                 timeout_s=spec.timeout_s,
                 envs=dict(request.envs),
+                secrets=resolved.secrets,
             ),
         )
 

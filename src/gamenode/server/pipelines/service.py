@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +34,7 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.placement import Candidate, Demand, Explained, Reserved, decide
+from gamenode.domain.template import Namespace, names_used
 from gamenode.domain.verification import StepKey, StepRecord
 from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
 from gamenode.server.db.database import Database
@@ -43,6 +43,7 @@ from gamenode.server.logs import service as logs
 from gamenode.server.nodes import service as nodes
 from gamenode.server.pipelines import changes, queue, reservations, store
 from gamenode.server.pipelines.queue import Queued
+from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.wire.codec import pack_order, unpack_order
 
 QueueMark = tuple[int, int]
@@ -78,9 +79,10 @@ class Prepared:
 class GamePipelineGRPCService:
     """The state of pipelines (L1)."""
 
-    def __init__(self, database: Database) -> None:
-        """Keep the rows in `database`."""
+    def __init__(self, database: Database, secrets: SecretBox) -> None:
+        """Keep the rows in `database`, and secret args in them sealed by `secrets`."""
         self._db = database
+        self._secrets = secrets
 
     # Queries
 
@@ -266,7 +268,24 @@ class GamePipelineGRPCService:
 
     async def order(self, dispatch: Dispatch) -> ExecuteOrder | None:
         """Return the order of a dispatch, as it was granted; None once it holds nothing."""
-        return await self._db.read(lambda conn: _granted_order(conn, dispatch))
+
+        def read(conn: Connection) -> ExecuteOrder | None:
+            given = reservations.assignment(conn, dispatch)
+            if given is None:
+                return None  # it ended a moment ago
+            work = self._work(conn, dispatch.pipeline_id)
+            rows = store.step_rows(conn, dispatch.pipeline_id)
+            steps = [
+                replace(step, first_attempt=row.granted_from)
+                for step, row in zip(work.steps, rows, strict=True)
+            ]
+            return replace(work, dispatch=dispatch, steps=assigned(steps, given))
+
+        return await self._db.read(read)
+
+    def _work(self, conn: Connection, pipeline_id: str) -> ExecuteOrder:
+        packed, sealed = store.work(conn, pipeline_id)
+        return replace(unpack_order(packed), secrets=self._secrets.unseal(pipeline_id, sealed))
 
     # Commands
 
@@ -278,8 +297,9 @@ class GamePipelineGRPCService:
         """
         request = prepared.request
         values, step_values, pipeline = _new_rows(prepared, by, now)
+        values["sealed"] = self._secrets.seal(prepared.id, prepared.work.secrets)
         caller = f"{by.kind}:{by.name}"
-        body_hash = _hash_of(request)
+        body_hash = self._secrets.fingerprint(_content_of(request))
 
         def record(conn: Connection) -> Pipeline:
             if request.idempotency_key:
@@ -344,7 +364,7 @@ class GamePipelineGRPCService:
                 now=now,
             ):
                 return None
-            work = unpack_order(store.work(conn, pipeline_id))
+            work = self._work(conn, pipeline_id)
             granted = (
                 [step.granted_to for step in store.step_rows(conn, pipeline_id)]
                 if row.attempt
@@ -388,6 +408,26 @@ class GamePipelineGRPCService:
             )
 
         return await self._db.write(record)
+
+    def taken_over_secrets(self, conn: Connection, source_id: str, target_id: str) -> bytes | None:
+        """Return the secrets of one pipeline as another one's row, its retry's, keeps them.
+
+        Raises:
+            GameNodeError: CONFLICT, they are forgotten.
+        """
+        work = self._work(conn, source_id)
+        needed = {n for step in work.steps for n in names_used(step.container, Namespace.ARGS)}
+        if gone := sorted(needed - work.secrets.keys()):
+            raise GameNodeError(
+                ErrorCode.CONFLICT,
+                f"the secrets of pipeline {source_id} are forgotten: {', '.join(gone)}",
+                hint="run the file again, with its secrets",
+            )
+        return self._secrets.seal(target_id, work.secrets)
+
+    async def forget_secrets(self, before: Instant) -> None:
+        """Forget the secrets of pipelines that ended before that."""
+        await self._db.write(lambda conn: store.forget_secrets(conn, before))
 
     async def explain_waiting(
         self, reasons: Mapping[str, Explained], gone: Collection[str]
@@ -698,19 +738,6 @@ def _new_rows(
     return values, step_values, pipeline
 
 
-def _granted_order(conn: Connection, dispatch: Dispatch) -> ExecuteOrder | None:
-    given = reservations.assignment(conn, dispatch)
-    if given is None:
-        return None  # it ended a moment ago
-    work = unpack_order(store.work(conn, dispatch.pipeline_id))
-    rows = store.step_rows(conn, dispatch.pipeline_id)
-    steps = [
-        replace(step, first_attempt=row.granted_from)
-        for step, row in zip(work.steps, rows, strict=True)
-    ]
-    return replace(work, dispatch=dispatch, steps=assigned(steps, given))
-
-
 def _first_of_key(conn: Connection, key: str, known: tuple[str, str], body_hash: str) -> Pipeline:
     pipeline_id, first_hash = known
     if first_hash != body_hash:
@@ -729,7 +756,7 @@ def _first_of_key(conn: Connection, key: str, known: tuple[str, str], body_hash:
     return pipeline
 
 
-def _hash_of(request: NewPipeline) -> str:
+def _content_of(request: NewPipeline) -> bytes:
     content = (
         request.file,
         sorted(request.args.items()),
@@ -738,4 +765,4 @@ def _hash_of(request: NewPipeline) -> str:
         request.selector,
         request.priority,
     )
-    return hashlib.sha256(repr(content).encode()).hexdigest()
+    return repr(content).encode()

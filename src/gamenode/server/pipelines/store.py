@@ -60,6 +60,7 @@ _SHOWN_OF_HELD: Final = (
     "ports",
 )
 _ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
+
 # Parameters of prebuilt statements; a column's own name would be one that an UPDATE sets.
 _PIPELINE: Final[BindParameter[Any]] = bindparam("of_pipeline")
 _ATTEMPT: Final[BindParameter[Any]] = bindparam("of_attempt")
@@ -78,7 +79,11 @@ def _is(column: ColumnElement[str], status: Status) -> ColumnElement[bool]:
 
 _LISTED: Final[Select[Any]] = (
     select(
-        *(c for c in schema.pipelines.columns if c.name not in ("file", "work", "demand")),
+        *(
+            c
+            for c in schema.pipelines.columns
+            if c.name not in ("file", "work", "sealed", "demand")
+        ),
         schema.waiting.c.message.label("waits_because"),
         schema.waiting.c.reasons.label("waiting_reasons"),
         *(_held[name].label(f"held_{name}") for name in _SHOWN_OF_HELD),
@@ -357,13 +362,22 @@ def lock(conn: Connection, pipeline_id: str) -> Row[Any] | None:
     return conn.execute(_LOCK, {"of_pipeline": pipeline_id}).first()
 
 
-_WORK: Final = select(_pipelines.work).where(_pipelines.id == _PIPELINE)
+_WORK: Final = select(_pipelines.work, _pipelines.sealed).where(_pipelines.id == _PIPELINE)
 
 
-def work(conn: Connection, pipeline_id: str) -> bytes:
-    """Return the packed order of a pipeline."""
-    packed: bytes = conn.scalar(_WORK, {"of_pipeline": pipeline_id}) or b""
-    return packed
+def work(conn: Connection, pipeline_id: str) -> tuple[bytes, bytes | None]:
+    """Return the packed order of a pipeline, and its sealed secrets."""
+    row = conn.execute(_WORK, {"of_pipeline": pipeline_id}).first()
+    return (row.work, row.sealed) if row is not None else (b"", None)
+
+
+def forget_secrets(conn: Connection, before: Instant) -> None:
+    """Forget the secrets of pipelines that ended before that."""
+    conn.execute(
+        update(schema.pipelines)
+        .where(_pipelines.sealed.is_not(None), _pipelines.ended_at < before)
+        .values(sealed=None)
+    )
 
 
 _STEP: Final = select(schema.steps).where(
