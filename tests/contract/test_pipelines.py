@@ -48,7 +48,6 @@ from gamenode.domain.pipeline import (
     Status,
     StepReport,
 )
-from gamenode.domain.placement import Demand
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
 
@@ -237,18 +236,13 @@ async def test_the_same_key_at_the_same_time_makes_one_pipeline(plane: ControlPl
 # Binding
 
 
-async def bind(plane: ControlPlane, pipeline: Pipeline, node_id: str = "n1") -> ExecuteOrder | None:
-    """Bind past the dispatcher, to a node that memory takes for free."""
-    node = next(each for each in plane.nodes.candidates({}) if each.node_id == node_id)
-    demand = Demand(node_id=node_id)
-    return await plane.service.bind(pipeline.id, demand, node, now=plane.clock.now())
-
-
 async def test_a_pipeline_is_bound_once(plane: ControlPlane) -> None:
     await FakeAgent.join(plane, "n1")
     await FakeAgent.join(plane, "n2")
     created = await plane.create(FILE)
-    orders = await asyncio.gather(*(bind(plane, created, node_id) for node_id in ("n1", "n2") * 3))
+    orders = await asyncio.gather(
+        *(plane.bind(created.id, node_id) for node_id in ("n1", "n2") * 3)
+    )
     assert len([order for order in orders if order is not None]) == 1
     assert (await get(plane, created)).attempt == 1
 
@@ -257,7 +251,7 @@ async def test_a_cancelled_pipeline_is_not_bound(plane: ControlPlane) -> None:
     await FakeAgent.join(plane)
     created = await plane.create(FILE)
     assert (await cancel(plane, created.id)).status is Status.CANCELLED
-    assert await bind(plane, created) is None
+    assert await plane.bind(created.id) is None
     assert await kinds(plane, created.id) == [
         "pipeline.created",
         "pipeline.cancel_requested",
@@ -273,7 +267,7 @@ async def test_a_node_in_maintenance_is_not_bound_to(plane: ControlPlane) -> Non
     await plane.nodes.change_state(
         "n1", Maintenance.MAINTENANCE, drain=None, by=USER, reason="a test"
     )
-    assert await bind(plane, created) is None
+    assert await plane.bind(created.id) is None
 
 
 async def test_a_dispatch_grants_the_next_tries(plane: ControlPlane) -> None:
@@ -298,10 +292,10 @@ async def test_a_simple_client_gets_no_second_attempt(plane: ControlPlane) -> No
     await plane.nodes.register(registration(boot_id=""))
     created = await plane.create(FILE, node="n1")
     now = plane.clock.now()
-    order = await bind(plane, created)
+    order = await plane.bind(created.id)
     assert order is not None
     await plane.service.requeue(order.dispatch, "busy", now=now)
-    assert await bind(plane, created) is None
+    assert await plane.bind(created.id) is None
 
 
 # Orders and their answers

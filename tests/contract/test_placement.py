@@ -123,12 +123,9 @@ async def bind(plane: ControlPlane, pipelines: Collection[Pipeline], *on: str) -
     queue = await plane.service.queue({})
     rows = await plane.service.queued((), 100)
     demands = {row.id: queue.demands[row.demand_id] for row in rows}
-    nodes = {node.node_id: node for node in plane.nodes.candidates({})}
     orders = await asyncio.gather(
         *(
-            plane.service.bind(
-                each.id, demands[each.id], nodes[on[n % len(on)]], now=each.created_at
-            )
+            plane.bind(each.id, on[n % len(on)], demand=demands[each.id])
             for n, each in enumerate(pipelines)
         )
     )

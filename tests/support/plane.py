@@ -33,6 +33,7 @@ from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
 from gamenode.domain.access import Actor, ActorKind, Role
 from gamenode.domain.command import (
+    ExecuteOrder,
     LivingInstances,
     NumberedReport,
     OrderAnswer,
@@ -51,6 +52,7 @@ from gamenode.domain.node import (
     RegistrationAnswer,
 )
 from gamenode.domain.pipeline import NewPipeline, Pipeline
+from gamenode.domain.placement import Demand
 from gamenode.lib.clock import Clock, ClockSettings, ClockWatch
 from gamenode.lib.tasks import Supervisor
 from gamenode.server.db.database import Database, DatabaseSettings
@@ -245,6 +247,15 @@ class ControlPlane:
     async def create(self, file: str, **request: Any) -> Pipeline:
         """Create a pipeline as a user does."""
         return await self.pipelines.create(NewPipeline(file=file, **request), by=USER)
+
+    async def bind(
+        self, pipeline_id: str, node_id: str = "n1", *, demand: Demand | None = None
+    ) -> ExecuteOrder | None:
+        """Bind past the dispatcher, to a node that memory takes for reached and free."""
+        node = next(each for each in self.nodes.candidates({}) if each.node_id == node_id)
+        node = replace(node, connected=True)
+        demand = demand or Demand(node_id=node_id)
+        return await self.service.bind(pipeline_id, demand, node, now=self.clock.now())
 
     async def events(self) -> list[Event]:
         """Return every event so far."""

@@ -597,14 +597,9 @@ def active_steps(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
     return conn.execute(_ACTIVE_STEPS, {"of_pipeline": pipeline_id}).all()
 
 
-_LIVES_ON: Final = exists().where(
-    _steps.pipeline_id == _pipelines.id,
-    _steps.type == StepType.SERVICE,
-    _is(_steps.status, Status.COMPLETED),
-    _steps.instance_id != "",
-)
+_HOLDS: Final = exists().where(schema.reservations.c.pipeline_id == _pipelines.id)
 _REMOVABLE: Final = and_(
-    _pipelines.ended_at.is_not(None), _pipelines.cancel_acknowledged_at.is_not(None), ~_LIVES_ON
+    _pipelines.ended_at.is_not(None), _pipelines.cancel_acknowledged_at.is_not(None), ~_HOLDS
 )
 
 
