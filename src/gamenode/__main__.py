@@ -63,6 +63,7 @@ AGENT_SECTIONS: Final = frozenset(
     {
         "agent",
         "envs",
+        "capacity",
         "link",
         "session",
         "conditions",

@@ -72,6 +72,7 @@ async def test_a_secret_is_sent_to_its_node_and_stands_in_no_row(plane: ControlP
     agent = await FakeAgent.join(plane)
     pipeline_id = await dispatched(plane, agent)
     resent = await plane.service.order(Dispatch(pipeline_id, 1))
+    assert resent is not None
     assert resent.secrets == {"T": VALUE}
     assert (await plane.service.get(pipeline_id)).args == {"T": "***", "A": "plain"}
     rows = await everything(plane)
@@ -92,7 +93,7 @@ async def test_nothing_that_is_logged_or_refused_shows_a_value(
             await plane.create(FILE, args=wrong)
         assert VALUE not in f"{caught.value!r} {caught.value.violations} {caught.value.hint}"
     request = NewPipeline(file=FILE, args={"T": VALUE})
-    prepared = plane.pipelines._prepare(request)
+    prepared = plane.pipelines.prepare(request)
     assert prepared.work.secrets == {"T": VALUE}
     assert VALUE not in f"{request!r} {prepared!r}"
     assert VALUE not in str([vars(record) for record in caplog.records])

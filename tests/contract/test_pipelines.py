@@ -240,9 +240,8 @@ async def test_a_pipeline_is_bound_once(plane: ControlPlane) -> None:
     await FakeAgent.join(plane, "n1")
     await FakeAgent.join(plane, "n2")
     created = await plane.create(FILE)
-    now = plane.clock.now()
     orders = await asyncio.gather(
-        *(plane.service.bind(created.id, node_id, now=now) for node_id in ("n1", "n2") * 3)
+        *(plane.bind(created.id, node_id) for node_id in ("n1", "n2") * 3)
     )
     assert len([order for order in orders if order is not None]) == 1
     assert (await get(plane, created)).attempt == 1
@@ -252,7 +251,7 @@ async def test_a_cancelled_pipeline_is_not_bound(plane: ControlPlane) -> None:
     await FakeAgent.join(plane)
     created = await plane.create(FILE)
     assert (await cancel(plane, created.id)).status is Status.CANCELLED
-    assert await plane.service.bind(created.id, "n1", now=plane.clock.now()) is None
+    assert await plane.bind(created.id) is None
     assert await kinds(plane, created.id) == [
         "pipeline.created",
         "pipeline.cancel_requested",
@@ -268,7 +267,7 @@ async def test_a_node_in_maintenance_is_not_bound_to(plane: ControlPlane) -> Non
     await plane.nodes.change_state(
         "n1", Maintenance.MAINTENANCE, drain=None, by=USER, reason="a test"
     )
-    assert await plane.service.bind(created.id, "n1", now=plane.clock.now()) is None
+    assert await plane.bind(created.id) is None
 
 
 async def test_a_dispatch_grants_the_next_tries(plane: ControlPlane) -> None:
@@ -293,10 +292,10 @@ async def test_a_simple_client_gets_no_second_attempt(plane: ControlPlane) -> No
     await plane.nodes.register(registration(boot_id=""))
     created = await plane.create(FILE, node="n1")
     now = plane.clock.now()
-    order = await plane.service.bind(created.id, "n1", now=now)
+    order = await plane.bind(created.id)
     assert order is not None
     await plane.service.requeue(order.dispatch, "busy", now=now)
-    assert await plane.service.bind(created.id, "n1", now=now) is None
+    assert await plane.bind(created.id) is None
 
 
 # Orders and their answers
@@ -310,7 +309,7 @@ async def test_what_cannot_be_placed_hides_nothing(plane: ControlPlane) -> None:
     assert (await get(plane, fits)).node_id == "n1"
     await agent.take()
     for pipeline in stuck:
-        assert (await get(plane, pipeline)).waiting == "1 node: 1 not matching the selector"
+        assert (await get(plane, pipeline)).message == "1 node: 1 does not match zone=none"
 
 
 async def test_what_is_owed_to_those_that_are_away_hides_nothing(plane: ControlPlane) -> None:
@@ -375,7 +374,7 @@ async def test_a_refusal(
     found = await get(plane, created)
     assert (found.status, found.reason) == (status, shown)
     if status is Status.PENDING:
-        assert (found.node_id, found.waiting) == ("", "node n1: because")
+        assert (found.node_id, found.message) == ("", "node n1: because")
 
 
 # Cancel

@@ -36,7 +36,7 @@ class Fleet:
         self.plane = plane
         self.clock = clock
         self.logs = folder / "logs"
-        self._session = session
+        self.session = session
         self.retention = self.new_retention()
 
     def new_retention(self, **bounds: Any) -> Retention:
@@ -53,16 +53,16 @@ class Fleet:
 
     async def dispatched(self, file: str = FILE, key: str = "") -> str:
         created = await self.plane.create(file, idempotency_key=key)
-        order = await self.plane.service.bind(created.id, "n1", now=self.clock.now())
+        order = await self.plane.bind(created.id)
         assert order is not None
-        await self._say(self._step(created.id, Status.RUNNING))
+        await self.say(self._step(created.id, Status.RUNNING))
         return created.id
 
     async def ended(self, file: str = FILE, key: str = "") -> str:
         """Run a pipeline to its end, log and all; the next one ends a second later."""
         pipeline_id = await self.dispatched(file, key)
         await self.log(pipeline_id)
-        await self._say(
+        await self.say(
             self._step(pipeline_id, Status.COMPLETED),
             PipelineReport(pipeline_id=pipeline_id, status=Status.COMPLETED, attempt=1),
         )
@@ -111,11 +111,10 @@ class Fleet:
             run=1,
         )
 
-    async def _say(self, *reports: Report) -> None:
+    async def say(self, *reports: Report) -> None:
+        """Have the node report."""
         now = self.clock.now()
-        taken = await self.plane.service.apply(
-            reports, node_id="n1", session=self._session, now=now
-        )
+        taken = await self.plane.service.apply(reports, node_id="n1", session=self.session, now=now)
         assert taken is not None
 
 
@@ -169,6 +168,9 @@ async def test_what_its_node_may_still_run_stays(fleet: Fleet) -> None:
     now = fleet.clock.now()
     await fleet.plane.service.acknowledge_cancel(Dispatch(forced, 1), now=now)
     await fleet.retention.remove()
+    assert await fleet.left() == {forced}  # it knows, and has not said that nothing runs
+    await fleet.say(PipelineReport(pipeline_id=forced, status=Status.CANCELLED, attempt=1))
+    await fleet.retention.remove()
     assert await fleet.left() == set()
 
 
@@ -178,6 +180,9 @@ async def test_what_left_a_service_running_stays(fleet: Fleet) -> None:
     fleet.clock.advance(100 * DAY_S)
     await fleet.new_retention(ended_max=1).remove()
     assert await fleet.left() == {lives}
+    await fleet.plane.service.settle_instances((), session=fleet.session)  # it has ended
+    await fleet.retention.remove()
+    assert await fleet.left() == set()
 
 
 async def test_a_key_outlives_its_pipeline_for_a_week(fleet: Fleet) -> None:

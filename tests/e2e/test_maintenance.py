@@ -85,7 +85,7 @@ def test_in_maintenance_nothing_starts_and_what_runs_goes_on(
     go.touch()
     assert cluster.ended(running)["status"] == "COMPLETED"
     assert "later steps run" in cluster.log(running, "b")
-    assert "in maintenance" in cluster.get(f"/pipelines/{waiting}")["waiting"][0]["reason"]
+    assert "in maintenance" in cluster.get(f"/pipelines/{waiting}")["message"]
     change(cluster, NORMAL, "--wait")
     assert cluster.ended(waiting)["status"] == "COMPLETED"
 

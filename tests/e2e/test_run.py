@@ -235,7 +235,7 @@ def test_a_pipeline_waits_for_a_node_that_has_its_envs_and_says_so(shared: Clust
     waiting = eventually(
         lambda: shared.get(f"/pipelines/{pipeline_id}")["waiting"], "the pipeline says why"
     )
-    assert "env" in waiting[0]["reason"]
+    assert "env" in waiting[0]["text"]
     shared.request("POST", f"/api/v1/pipelines/{pipeline_id}:cancel", {})
     assert shared.ended(pipeline_id)["status"] == "CANCELLED"
 

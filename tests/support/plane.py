@@ -35,7 +35,14 @@ from gamenode.agent.session import Outbox, Session, SessionSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
 from gamenode.domain.access import Actor, ActorKind, Role
-from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
+from gamenode.domain.command import (
+    ExecuteOrder,
+    LivingInstances,
+    NumberedReport,
+    OrderAnswer,
+    ServerWord,
+    Statement,
+)
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.inventory import Collection, CollectionAnswer, Inventory
@@ -48,6 +55,7 @@ from gamenode.domain.node import (
     RegistrationAnswer,
 )
 from gamenode.domain.pipeline import ContainerSpec, NewPipeline, Pipeline
+from gamenode.domain.placement import Demand
 from gamenode.lib.clock import Clock, ClockSettings, ClockWatch, Instant
 from gamenode.lib.tasks import Supervisor
 from gamenode.server.db.database import Database, DatabaseSettings
@@ -252,6 +260,15 @@ class ControlPlane:
         """Create a pipeline as a user does."""
         return await self.pipelines.create(NewPipeline(file=file, **request), by=USER)
 
+    async def bind(
+        self, pipeline_id: str, node_id: str = "n1", *, demand: Demand | None = None
+    ) -> ExecuteOrder | None:
+        """Bind past the dispatcher, to a node that memory takes for reached and free."""
+        node = next(each for each in self.nodes.candidates({}) if each.node_id == node_id)
+        node = replace(node, connected=True)
+        demand = demand or Demand(node_id=node_id)
+        return await self.service.bind(pipeline_id, demand, node, now=self.clock.now())
+
     async def events(self) -> list[Event]:
         """Return every event so far."""
         return list(await self.feed.read_after(None, wanted=EventFilter(), limit=100_000))
@@ -451,6 +468,9 @@ class MemoryStream:
     async def answer(self, sequence: int, answer: OrderAnswer) -> None:
         self._network.witness.answered(self.node_id, sequence, answer)
         self.send(pb.AgentMessage(answer=codec.encode_answer(sequence, answer)))
+
+    async def instances(self, living: LivingInstances) -> None:
+        self.send(pb.AgentMessage(instances=codec.encode_instances(living)))
 
     async def goodbye(self, reason: str) -> None:
         self.send(pb.AgentMessage(goodbye=pb.Goodbye(reason=reason)))

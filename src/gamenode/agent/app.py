@@ -24,11 +24,12 @@ from gamenode.agent.runner import Runner
 from gamenode.agent.runtime import Runtime
 from gamenode.agent.secrets import Secrets
 from gamenode.agent.session import Outbox, Session
-from gamenode.agent.settings import AgentSettings, HostSettings
+from gamenode.agent.settings import AgentSettings, CapacitySettings, HostSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader
+from gamenode.domain.container import PORT_MAX, PortRange
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.node import NodeType, Registration, node_id_of
+from gamenode.domain.node import GPU_SLOTS_MAX, NodeType, Offer, Registration, node_id_of
 from gamenode.lib.clock import Clock, ClockWatch
 from gamenode.lib.folder import hold_folder
 from gamenode.lib.tasks import Supervisor
@@ -61,7 +62,8 @@ class Agent:
         `pool` are threads that are shared with others.
 
         Raises:
-            GameNodeError: a node id or type that is none; a policy file that cannot be used.
+            GameNodeError: a node id, type or capacity that is none; a policy file that cannot be
+                used.
             FolderError: another agent holds the data folder, or it cannot be used.
         """
         self._settings = settings
@@ -73,6 +75,7 @@ class Agent:
                 hint="use 1 to 63 of a-z, 0-9, dot and dash; begin and end with a letter or digit",
             )
         self._node_type = _node_type(settings.agent)
+        self._offer = _offer(settings.capacity)
         envs = settings.envs.values
         policy = policy or FilePolicy(settings.agent.policy, envs=envs)
         data = settings.agent.data.absolute()
@@ -190,6 +193,7 @@ class Agent:
             env_names=frozenset(self._settings.envs.values),
             labels=self._settings.agent.labels,
             step_runtimes=frozenset({self._runtime.name}),
+            offer=self._offer,
         )
 
 
@@ -204,6 +208,36 @@ def _node_type(settings: HostSettings) -> NodeType:
             f"there is no node type {settings.node_type}",
             hint=f"choose {', '.join(NodeType)}, or leave it out to have it guessed",
         ) from error
+
+
+def _offer(settings: CapacitySettings) -> Offer:
+    """Return what the settings give out.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST, for the first number that cannot be.
+    """
+    bounds = [
+        ("gpu_slots", settings.gpu_slots, 1, GPU_SLOTS_MAX),
+        ("port_first", settings.port_first, 1, PORT_MAX),
+        ("port_last", settings.port_last, 1, PORT_MAX),
+        *(
+            (f"gpu_slots_by_id.{gpu_id}", slots, 0, GPU_SLOTS_MAX)
+            for gpu_id, slots in settings.gpu_slots_by_id.items()
+        ),
+    ]
+    for name, value, least, most in bounds:
+        if type(value) is not int or not least <= value <= most:
+            raise GameNodeError(
+                ErrorCode.INVALID_REQUEST,
+                f"capacity.{name} is {value!r}",
+                hint=f"choose a whole number from {least} to {most}",
+            )
+    ports = PortRange(settings.port_first, settings.port_last)
+    return Offer(
+        gpu_slots=settings.gpu_slots,
+        gpu_slots_by_id=dict(settings.gpu_slots_by_id),
+        ports=ports if len(ports) else None,
+    )
 
 
 def _make_runtime(settings: HostSettings, data: Path, node_id: str, clock: Clock) -> Runtime:

@@ -9,7 +9,13 @@ from typing import Final, Protocol
 import grpc
 import grpc.aio
 
-from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
+from gamenode.domain.command import (
+    LivingInstances,
+    NumberedReport,
+    OrderAnswer,
+    ServerWord,
+    Statement,
+)
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.inventory import Collection, CollectionAnswer
 from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
@@ -76,6 +82,9 @@ class AgentStream(Protocol):
 
     async def answer(self, sequence: int, answer: OrderAnswer) -> None:
         """Answer an order by its sequence."""
+
+    async def instances(self, living: LivingInstances) -> None:
+        """Say which instances live now, after everything that was reported before."""
 
     async def goodbye(self, reason: str) -> None:
         """Say that the agent leaves on purpose, and end the stream."""
@@ -241,6 +250,9 @@ class _GrpcStream:
 
     async def answer(self, sequence: int, answer: OrderAnswer) -> None:
         await self.write(pb.AgentMessage(answer=codec.encode_answer(sequence, answer)))
+
+    async def instances(self, living: LivingInstances) -> None:
+        await self.write(pb.AgentMessage(instances=codec.encode_instances(living)))
 
     async def goodbye(self, reason: str) -> None:
         await self.write(pb.AgentMessage(goodbye=pb.Goodbye(reason=reason)))

@@ -35,6 +35,7 @@ from gamenode.domain.command import (
     Dispatch,
     ExecuteOrder,
     GrantedStep,
+    LivingInstances,
     OrderAnswer,
     OrderOutcome,
     StateConfirmation,
@@ -75,6 +76,9 @@ class Reporter(Protocol):
 
     def report(self, dispatch: Dispatch, report: Report) -> None:
         """Deliver `report` of `dispatch`, after those handed in before."""
+
+    def instances_changed(self) -> None:
+        """Deliver which instances live, after the reports handed in before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +239,18 @@ class Runner:
             return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
 
     def release(self, dispatch: Dispatch) -> None:
-        """Forget a dispatch: the server has its end on disk."""
+        """Forget a dispatch: the server has its end on disk, and asks what it left."""
         work = self._works.get(dispatch)
-        if work is not None:
-            work.released.set()
+        if work is None:
+            return
+        work.released.set()
+        steps = work.order.steps if work.order is not None else ()
+        if any(step.type is StepType.SERVICE for step in steps):
+            self._reporter.instances_changed()
+
+    def living_instances(self) -> LivingInstances:
+        """Return what services left running, and has not ended."""
+        return LivingInstances(frozenset(kept.instance_id for kept in self._services.values()))
 
     def abandon(self) -> None:
         """Start nothing any more of what is held now; what runs may end.
@@ -809,6 +821,7 @@ class Runner:
             await self._uploader.forget(key)
         await self._journal.forget_service(key)
         self._services.pop(key, None)
+        self._reporter.instances_changed()
         await self._forget_secrets(key.pipeline_id)
         if not self._is_known(key):
             await self._clean(key)

@@ -91,7 +91,18 @@ class Outbox:
         self._of_dispatch: dict[Dispatch, dict[int, NumberedReport]] = {}
         self._sent_to = 0
         self._in_flight = 0
+        self._instances_due = False
         self.wake = Wake()
+
+    def instances_changed(self) -> None:
+        """Have the server told which instances live, after the reports taken so far."""
+        self._instances_due = True
+        self.wake.ring()
+
+    def take_instances_due(self) -> bool:
+        """Return whether that has to be told, and count it as told."""
+        due, self._instances_due = self._instances_due, False
+        return due
 
     def report(self, dispatch: Dispatch, report: Report) -> None:
         """Take a report; it goes out after those taken before.
@@ -316,6 +327,7 @@ class Session:
                 for dispatch in self._runner.held()
             ),
             boot_id=self._boot_id,
+            instances=self._runner.living_instances(),
         )
         self._last_sequence = 0
         stream = await self._link.open(statement)
@@ -465,6 +477,10 @@ class Session:
                 batch = self._outbox.unsent(self._settings.reports_per_message_max)
                 if batch:
                     await stream.report(batch)
+                elif self._outbox.take_instances_due():
+                    # Said as it is at this place among the reports: whose end was reported before
+                    # has left here all that it leaves.
+                    await stream.instances(self._runner.living_instances())
                 else:
                     await self._outbox.wake.wait(60.0)
         except LinkError:

@@ -55,11 +55,26 @@ class EnvSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CapacitySettings:
+    """What this host gives out, beyond what its inventory shows."""
+
+    gpu_slots: int = 1
+    """How many pipelines may share a GPU, 1 to 64."""
+    gpu_slots_by_id: Mapping[str, int] = field(default_factory=dict)
+    """A table: UUID = slots, for single GPUs; 0: it is not given out."""
+    port_first: int = 20_000
+    """The lowest host port for who names none."""
+    port_last: int = 31_999
+    """The highest; below the lowest one, none is given out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     """All of it."""
 
     agent: HostSettings = field(default_factory=HostSettings)
     envs: EnvSettings = field(default_factory=EnvSettings)
+    capacity: CapacitySettings = field(default_factory=CapacitySettings)
     link: LinkSettings = field(default_factory=LinkSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     conditions: ConditionSettings = field(default_factory=ConditionSettings)

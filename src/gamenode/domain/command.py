@@ -164,6 +164,13 @@ class HeldPipeline:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LivingInstances:
+    """Every instance that lives on a node: what its services left running, and has not ended."""
+
+    ids: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
     """Everything that an agent holds; it opens every stream (rule RL1)."""
@@ -175,6 +182,7 @@ class Statement:
     maintenance: Maintenance
     held: tuple[HeldPipeline, ...]
     boot_id: str
+    instances: LivingInstances = LivingInstances()
 
 
 class CloseReason(StrEnum):

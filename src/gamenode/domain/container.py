@@ -1,12 +1,13 @@
 """How the texts of a container must look: the Compose specification's short forms.
 
 The pipeline file is checked by this table when it is read, and again where a value was filled in.
+Beside it: which fields a runtime honours, and the ports that a container takes of its host.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -110,6 +111,112 @@ FORMS: Final[Mapping[str, Form]] = {
     "pull_policy": Form("a pull policy", r"always|missing|never", "missing"),
 }
 """By the field of `ContainerSpec` that they stand in. Fields that are absent take any text."""
+
+
+HONOURED: Final[Mapping[str, frozenset[str]]] = {
+    "process": frozenset(
+        {
+            "command",
+            "commands",
+            "entrypoint",
+            "environment",
+            "working_dir",
+            "user",
+            "ulimits",
+            "ports",  # reserved by placement; a process listens where it likes
+            "restart",
+            "stop_grace_period_s",
+            "stop_signal",
+            "image",  # these three mean nothing here, and harm nothing
+            "pull_policy",
+            "init",
+        }
+    )
+}
+"""The fields of `ContainerSpec` that a runtime honours; one that is absent here honours all."""
+
+FILE_KEYS: Final[Mapping[str, str]] = {
+    "shm_size_bytes": "shm_size",
+    "cpus": "deploy.resources.limits.cpus",
+    "memory_bytes": "deploy.resources.limits.memory",
+    "memory_reservation_bytes": "deploy.resources.reservations.memory",
+    "devices_reserved": "deploy.resources.reservations.devices",
+}
+"""The pipeline file's names of those fields that have another one there."""
+
+
+# Ports of a host
+
+ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
+_PUBLISHED: Final = re.compile(
+    r"(?:(?:(?P<address>\[[^\]]*\]|[0-9.]+):)?(?P<host>[0-9]+(?:-[0-9]+)?)?:)?"
+    r"(?P<container>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>tcp|udp|sctp))?"
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HostPort:
+    """A port of a host, on one of its addresses or on all."""
+
+    number: int
+    protocol: str = "tcp"
+    address: str = ""
+
+    def meets(self, other: HostPort) -> bool:
+        """Return whether only one of the two can be listened on."""
+        if (self.number, self.protocol) != (other.number, other.protocol):
+            return False
+        both = {self.address, other.address}
+        return len(both) == 1 or bool(both & ANY_ADDRESS)
+
+    def __str__(self) -> str:
+        """Return it as people write it: `127.0.0.1:8080/tcp`."""
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}{':' if address else ''}{self.number}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports of a host, both ends included."""
+
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return max(0, self.last - self.first + 1)
+
+    def __iter__(self) -> Iterator[int]:
+        """Return every one, the lowest first."""
+        return iter(range(self.first, self.last + 1))
+
+
+def host_ports(text: str) -> tuple[HostPort, ...] | str:
+    """Return what `[[ADDRESS:]HOST:]CONTAINER[/PROTOCOL]` takes of a host.
+
+    That is the ports it names, or the protocol of one that is to be chosen for it. Nothing for a
+    text that is no port, as while a part of it is a template, and for a range without host ports:
+    those are not reserved, and the engine chooses.
+    """
+    match = _PUBLISHED.fullmatch(text)
+    if match is None:
+        return ()
+    protocol = match["protocol"] or "tcp"
+    first, _, last = (match["host"] or "0").partition("-")
+    if not int(first):
+        return () if "-" in match["container"] else protocol
+    address = (match["address"] or "").strip("[]")
+    return tuple(
+        HostPort(number, protocol, address) for number in range(int(first), int(last or first) + 1)
+    )
+
+
+def with_host_port(text: str, number: int) -> str:
+    """Return a text whose host port is to be chosen, with the one that was."""
+    body, slash, protocol = normal_port(text).partition("/")
+    head, _, container = body.rpartition(":")
+    address = head.rpartition(":")[0]
+    return f"{address}{':' if address else ''}{number}:{container}{slash}{protocol}"
 
 
 def text_problem(path: str, text: str) -> tuple[str, str] | None:

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from gamenode.domain.container import PortRange
 from gamenode.domain.inventory import CollectionFailure, Inventory
 from gamenode.lib.clock import Instant
+
+GPU_SLOTS_MAX: Final = 64
+"""As many a GPU has at most."""
 
 
 class NodeType(StrEnum):
@@ -171,6 +175,18 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a node gives out of itself, beyond what its inventory shows."""
+
+    gpu_slots: int = 1
+    """How many pipelines may share a GPU."""
+    gpu_slots_by_id: Mapping[str, int] = field(default_factory=dict)
+    """The same for single GPUs, by their UUID; 0: it is not given out."""
+    ports: PortRange | None = None
+    """The host ports for who names none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
     """What a node says of itself when it registers (A1)."""
 
@@ -185,6 +201,7 @@ class Registration:
     env_names: frozenset[str] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
     step_runtimes: frozenset[str] = frozenset()
+    offer: Offer = field(default_factory=Offer)
     failed: tuple[CollectionFailure, ...] = ()
     """Parts of the inventory that could not be collected."""
     inventory_hash: str = ""
@@ -269,6 +286,7 @@ class Node:
     agent_version: str
     env_names: frozenset[str]
     step_runtimes: frozenset[str]
+    offer: Offer
     labels: Mapping[str, str]
     note: str
     conditions: tuple[Condition, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Final
 
@@ -67,6 +67,14 @@ class Reason(StrEnum):
     SECRET_MISSING = "SECRET_MISSING"  # noqa: S105 - a reason, not a secret
     CANCELLED_BY_USER = "CANCELLED_BY_USER"
     AGENT_STOPPED = "AGENT_STOPPED"
+
+
+class OnLost(StrEnum):
+    """What becomes of a pipeline whose node disappears."""
+
+    WAIT = "wait"  # for the node, however long
+    FAIL = "fail"  # after a time; it may still run there
+    RESTART = "restart"  # elsewhere, once the node's attempt is known to have ended
 
 
 class StepType(StrEnum):
@@ -153,6 +161,12 @@ class ContainerSpec:
     pull_policy: str = ""
     read_only: bool = False
 
+    def used(self) -> tuple[str, ...]:
+        """Return the fields that are not as in a container that says nothing."""
+        unset = ContainerSpec()
+        names = (item.name for item in fields(self))
+        return tuple(name for name in names if getattr(self, name) != getattr(unset, name))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retries:
@@ -197,11 +211,30 @@ class ArgSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuDemand:
+    """A part of one GPU."""
+
+    slots: int = 1
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Pipelines of which only so many run at once, wherever they run."""
+
+    name: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a pipeline may run."""
+    """Where a pipeline may run, and what is kept for it there."""
 
     node: str = ""
     selector: str = ""
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gpu: GpuDemand | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +248,7 @@ class PipelineSpec:
     envs: tuple[str, ...] = ()
     timeout_s: float | None = None
     placement: Placement = Placement()
+    concurrency: Group | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +285,38 @@ class Step:
     started_at: Instant | None
     ended_at: Instant | None
     instance_id: str
+    granted_to: int = 0
+    """The last try that may be made, until it is dispatched anew (rule RA5)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """What a pipeline holds of its node, until that says that nothing of it lives (rule RA3)."""
+
+    cpu_millis: int
+    memory_bytes: int
+    gpu_id: str
+    """Empty: no GPU."""
+    gpu_slots: int
+    gpu_memory_bytes: int
+    ports: tuple[str, ...]
+    """Ports of the host, such as `8080/tcp`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """One reason why a pipeline is not dispatched yet."""
+
+    reason: str
+    """For programs: a `Misfit`, or REFUSED."""
+    text: str
+    """For people; it follows the number of nodes, where there is one."""
+    nodes: tuple[str, ...] = ()
+    """Some of the nodes of which it is true, by id."""
+    nodes_total: int = 0
+    """Of how many it is true; 0: it is not about single nodes."""
+    passes: bool = True
+    """Whether it passes by itself; else somebody must change something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +328,7 @@ class Pipeline:
     status: Status
     reason: Reason
     message: str
+    """Why it ended so; while it waits, why in one line."""
     node_id: str
     """The node that it is bound to; empty before a dispatch."""
     attempt: int
@@ -269,8 +336,8 @@ class Pipeline:
     args: Mapping[str, str]
     priority: int
     steps: tuple[Step, ...]
-    waiting: str
-    """Why it is not dispatched yet, in words; empty once it is."""
+    waiting: tuple[Waiting, ...]
+    """Why it is not dispatched yet; empty once it is."""
     cancel_requested_at: Instant | None
     cancel_reason: str
     created_at: Instant
@@ -278,6 +345,12 @@ class Pipeline:
     started_at: Instant | None
     ended_at: Instant | None
     retry_of: str
+    on_lost: OnLost = OnLost.WAIT
+    extended_s: float = 0.0
+    """By how much its limits were extended, in all."""
+    may_still_run: bool = False
+    """It has ended here without its node's word, which may still run it (rule RA3)."""
+    reservation: Reservation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

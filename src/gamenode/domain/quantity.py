@@ -34,6 +34,7 @@ _NANOSECONDS: Final = {
 }
 
 _SIZE: Final = re.compile(r"([0-9]+)(?:\.([0-9]+))?\s*([a-zA-Z]*)", re.ASCII)
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _POWERS_OF_1024: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 _RFC_3339: Final = re.compile(
@@ -81,6 +82,24 @@ def parse_size(text: str, *, field: str = "size") -> int:
     if size_bytes > SIZE_MAX_BYTES:
         raise invalid(field, f"{_shown(text)} is too large")
     return size_bytes
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size as people write it, in the largest unit that it reaches: `1.5GiB`."""
+    power = 0
+    while power + 1 < len(_UNITS) and size_bytes >= 1024 ** (power + 1):
+        power += 1
+    return f"{round(size_bytes / 1024**power, 2):g}{_UNITS[power]}"
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in about two digits: `0.4s`, `12s`, `3m`, `2h`, `9d`."""
+    if seconds < 10:  # noqa: PLR2004 - below ten, a second's tenths are of interest
+        return f"{seconds:.1f}s"
+    for unit_s, unit, unit_max in ((1, "s", 120), (60, "m", 120), (3600, "h", 48)):
+        if seconds < unit_s * unit_max:
+            return f"{int(seconds // unit_s)}{unit}"
+    return f"{int(seconds // 86400)}d"
 
 
 def parse_time(text: str, now: Instant, *, field: str = "time") -> Instant:

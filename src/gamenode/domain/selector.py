@@ -45,6 +45,18 @@ class Term:
             case _:
                 return all(self.values[0] not in value for value in found)
 
+    def __str__(self) -> str:
+        """Return the term as it is written."""
+        match self.operator:
+            case "present":
+                return self.key
+            case "absent":
+                return f"!{self.key}"
+            case "in":
+                return f"{self.key} in ({'|'.join(self.values)})"
+            case _:
+                return f"{self.key}{self.operator}{self.values[0]}"
+
 
 @dataclass(frozen=True, slots=True)
 class Selector:

@@ -9,7 +9,13 @@ from random import Random
 from typing import Any, TypeVar
 
 from gamenode.agent.link import AgentStream, GrpcLink, LinkError, LinkSettings
-from gamenode.domain.command import NumberedReport, OrderAnswer, ServerWord, Statement
+from gamenode.domain.command import (
+    LivingInstances,
+    NumberedReport,
+    OrderAnswer,
+    ServerWord,
+    Statement,
+)
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.inventory import Collection, CollectionAnswer
 from gamenode.domain.log import AppendAnswer, LogKey, LogPosition
@@ -192,6 +198,11 @@ class _SimulatedStream:
         async with self._sending:
             await self._link.way()
             await self._real.answer(sequence, answer)
+
+    async def instances(self, living: LivingInstances) -> None:
+        async with self._sending:
+            await self._link.way()
+            await self._real.instances(living)
 
     async def goodbye(self, reason: str) -> None:
         async with self._sending:

@@ -23,6 +23,7 @@ from gamenode.domain.command import (
     FollowLog,
     GrantedStep,
     HeldPipeline,
+    LivingInstances,
     NumberedReport,
     Order,
     OrderAnswer,
@@ -34,6 +35,7 @@ from gamenode.domain.command import (
     VerifyOrder,
     Welcome,
 )
+from gamenode.domain.container import PortRange
 from gamenode.domain.event import Event
 from gamenode.domain.inventory import (
     Collection,
@@ -52,6 +54,7 @@ from gamenode.domain.node import (
     HeartbeatResult,
     Maintenance,
     NodeType,
+    Offer,
     Registration,
     RegistrationAnswer,
 )
@@ -168,6 +171,15 @@ def decode_registration(request: pb.RegisterRequest) -> Registration:
         env_names=frozenset(request.env_names),
         labels=dict(request.labels),
         step_runtimes=frozenset(request.step_runtimes),
+        offer=Offer(
+            gpu_slots=request.gpu_slots or 1,
+            gpu_slots_by_id=dict(request.gpu_slots_by_id),
+            ports=(
+                PortRange(request.ports.first, request.ports.last)
+                if request.HasField("ports")
+                else None
+            ),
+        ),
         failed=failed,
         inventory_hash=request.inventory_hash,
     )
@@ -184,6 +196,13 @@ def encode_registration(registration: Registration) -> pb.RegisterRequest:
         env_names=sorted(registration.env_names),
         labels=registration.labels,
         step_runtimes=sorted(registration.step_runtimes),
+        gpu_slots=registration.offer.gpu_slots,
+        gpu_slots_by_id=registration.offer.gpu_slots_by_id,
+        ports=(
+            pb.PortRange(first=ports.first, last=ports.last)
+            if (ports := registration.offer.ports) is not None
+            else None
+        ),
         failed=_encode_failed(registration.failed),
         inventory_hash=registration.inventory_hash,
     )
@@ -463,6 +482,7 @@ def decode_statement(message: pb.Statement) -> Statement:
             for entry in message.pipelines
         ),
         boot_id=message.boot_id,
+        instances=decode_instances(message.instances),
     )
 
 
@@ -483,7 +503,18 @@ def encode_statement(statement: Statement) -> pb.Statement:
             for held in statement.held
         ],
         boot_id=statement.boot_id,
+        instances=encode_instances(statement.instances),
     )
+
+
+def decode_instances(message: pb.LivingInstances) -> LivingInstances:
+    """Return which instances live on a node."""
+    return LivingInstances(frozenset(message.instance_ids))
+
+
+def encode_instances(instances: LivingInstances) -> pb.LivingInstances:
+    """Return the message of the instances that live."""
+    return pb.LivingInstances(instance_ids=sorted(instances.ids))
 
 
 def _encode_dispatches(dispatches: Iterable[Dispatch]) -> list[pb.PipelineAttempt]:

@@ -10,12 +10,15 @@ from typing import Any, Final, TypeVar
 from gamenode.domain.args import value_problem
 from gamenode.domain.container import FORMS, Form, normal_port
 from gamenode.domain.errors import GameNodeError
+from gamenode.domain.node import GPU_SLOTS_MAX
 from gamenode.domain.pipeline import (
     ArgSpec,
     ArgType,
     Condition,
     ContainerSpec,
     DeviceReservation,
+    GpuDemand,
+    Group,
     Healthcheck,
     PipelineSpec,
     Placement,
@@ -565,9 +568,21 @@ def _placement(values: dict[str, Any], complain: Complain) -> Placement | None:
     return placement
 
 
+_GPU: Final[Record[GpuDemand]] = Record(
+    what="a GPU",
+    keys={
+        "slots": Key(shape=Integer(least=1, most=GPU_SLOTS_MAX), doc="Slots of it; 1."),
+        "memory": Key(shape=Size(), into="memory_bytes", doc="Its video memory."),
+    },
+    build=_into(GpuDemand),
+)
+
 _PLACEMENT: Final[Record[Placement]] = Record(
     what="a placement",
     keys={
+        "cpu": Key(shape=PositiveNumber(), into="cpus", doc="Processors, such as 2 or 0.5."),
+        "memory": Key(shape=Size(), into="memory_bytes", doc="Memory."),
+        "gpu": Key(shape=_GPU, doc="A part of one GPU."),
         "node": Key(
             shape=Text(
                 form=Form("a node's id", r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?", "fra-07")
@@ -579,7 +594,24 @@ _PLACEMENT: Final[Record[Placement]] = Record(
         ),
     },
     build=_placement,
-    later=("cpu", "memory", "gpu"),
+)
+
+_CONCURRENCY: Final[Record[Group]] = Record(
+    what="concurrency",
+    keys={
+        "group": Key(
+            shape=Text(form=Form("a group", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "deploy-a")),
+            into="name",
+            doc="Its name; every file that says it is in it.",
+            required=True,
+        ),
+        "limit": Key(
+            shape=Integer(least=1, most=_INT32_MAX),
+            doc="How many of the group may run while this one does.",
+            required=True,
+        ),
+    },
+    build=_into(Group),
 )
 
 
@@ -616,7 +648,10 @@ PIPELINE: Final[Record[PipelineSpec]] = Record(
             shape=Choice(OnLost, later=("fail", "restart")),
             doc="What becomes of it when its node disappears: wait for the node.",
         ),
-        "placement": Key(shape=_PLACEMENT, doc="Where it may run."),
+        "placement": Key(shape=_PLACEMENT, doc="Where it may run, and what is kept for it there."),
+        "concurrency": Key(
+            shape=_CONCURRENCY, doc="How many pipelines of a group run at once, on all nodes."
+        ),
         "steps": Key(
             shape=ListOf(item=_STEP, count_min=1, count_max=STEPS_MAX, unique=name_of),
             doc="What it does, one after the other.",
@@ -626,6 +661,5 @@ PIPELINE: Final[Record[PipelineSpec]] = Record(
     build=lambda values, _: PipelineSpec(
         **{name: value for name, value in values.items() if name != "on_lost"}
     ),
-    later=("concurrency",),
 )
 """The table. Templates are checked against `args` and `envs` by who reads with it."""

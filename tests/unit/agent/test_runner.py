@@ -140,6 +140,8 @@ class Node:
     folder: Path
     clock: LoopClock = field(default_factory=LoopClock)
     reports: list[Report] = field(default_factory=list)
+    living: list[frozenset[str]] = field(default_factory=list)
+    """What lived at each time that the server was to be told of it."""
     server: TakesEverything = field(default_factory=TakesEverything)
     envs: dict[str, str] = field(default_factory=dict)
 
@@ -176,6 +178,9 @@ class Node:
             self.runner.abandon()
         if continued is not None:
             self.runner.confirm()
+
+    def instances_changed(self) -> None:
+        self.living.append(self.runner.living_instances().ids)
 
     def report(self, dispatch: Dispatch, report: Report) -> None:
         assert dispatch == DISPATCH
@@ -797,8 +802,11 @@ async def test_a_service_lives_on_and_goes_when_it_ends(tmp_path: Path) -> None:
         assert await node.ended() is Status.COMPLETED
         await node.released()
         assert len(node.host.runs()) == 1
+        assert node.living == [{"i"}]  # said once the server has the end on disk
         await node.restart()
+        assert node.runner.living_instances().ids == {"i"}
         await until(lambda: node.host.runs() == (), timeout_s=200.0)
+        assert node.living == [{"i"}, set()]
         assert node.journal.services() == []
 
 

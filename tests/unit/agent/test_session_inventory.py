@@ -15,6 +15,7 @@ from gamenode.agent.settings import AgentSettings, HostSettings
 from gamenode.domain.command import (
     CollectOrder,
     FencedOrder,
+    LivingInstances,
     NumberedReport,
     OrderAnswer,
     OrderOutcome,
@@ -116,6 +117,9 @@ class _Stream:
 
     async def answer(self, sequence: int, answer: OrderAnswer) -> None:
         self.answers[sequence] = answer
+
+    async def instances(self, living: LivingInstances) -> None:
+        del living
 
     async def goodbye(self, reason: str) -> None:
         del reason

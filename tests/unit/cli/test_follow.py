@@ -104,7 +104,7 @@ def test_run_writes_each_step_s_log_in_order_and_exits_0_when_completed(
 def test_run_follows_a_step_from_its_start_to_the_pipeline_s_end(server: Server, file: str) -> None:
     states: Iterator[Callable[[], None]] = iter(
         [
-            lambda: server.end("PENDING", step(), waiting=[{"reason": "no node", "nodes": []}]),
+            lambda: server.end("PENDING", step(), message="no node", waiting=[{"reason": "X"}]),
             lambda: server.end("RUNNING", step(status="RUNNING")),
             lambda: server.logs.update({("fetch", "1"): framed(b"a\n")}),
             lambda: server.logs.update({("fetch", "1"): framed(b"a\n") + framed(b"b\n")}),

@@ -23,6 +23,7 @@ from gamenode.domain.command import (
     FollowLog,
     GrantedStep,
     HeldPipeline,
+    LivingInstances,
     NumberedReport,
     OrderAnswer,
     OrderOutcome,
@@ -30,9 +31,17 @@ from gamenode.domain.command import (
     VerifyOrder,
     Welcome,
 )
+from gamenode.domain.container import PORT_MAX, PortRange
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.log import LogKey
-from gamenode.domain.node import HeartbeatResult, Maintenance, NodeType, Registration
+from gamenode.domain.node import (
+    GPU_SLOTS_MAX,
+    HeartbeatResult,
+    Maintenance,
+    NodeType,
+    Offer,
+    Registration,
+)
 from gamenode.domain.pipeline import (
     Condition,
     ContainerSpec,
@@ -107,7 +116,9 @@ STATEMENT = st.builds(
         max_size=2,
     ).map(tuple),
     boot_id=TEXT,
+    instances=st.builds(LivingInstances, st.frozensets(NAME, max_size=2)),
 )
+PORT = st.integers(1, PORT_MAX)
 CONTAINER = st.builds(
     ContainerSpec,
     image=TEXT,
@@ -246,12 +257,19 @@ def test_an_answer_to_an_order(sequence: int, answer: OrderAnswer) -> None:
         env_names=st.frozensets(NAME, max_size=2),
         labels=st.dictionaries(TEXT, TEXT, max_size=2),
         step_runtimes=st.frozensets(NAME, max_size=2),
+        offer=st.builds(
+            Offer,
+            gpu_slots=st.integers(1, GPU_SLOTS_MAX),
+            gpu_slots_by_id=st.dictionaries(NAME, st.integers(0, GPU_SLOTS_MAX), max_size=2),
+            ports=st.none() | st.builds(PortRange, PORT, PORT),
+        ),
     )
 )
 def test_a_registration(registration: Registration) -> None:
     decoded = codec.decode_registration(sent(codec.encode_registration(registration)))
     for field in ("node_id", "type", "last_session_epoch", "boot_id", "env_names", "labels"):
         assert getattr(decoded, field) == getattr(registration, field)
+    assert decoded.offer == registration.offer
 
 
 # Every value of every enum that a client may send

@@ -24,6 +24,8 @@ from gamenode.domain.pipeline import (
     Condition,
     ContainerSpec,
     DeviceReservation,
+    GpuDemand,
+    Group,
     Healthcheck,
     PipelineSpec,
     Placement,
@@ -85,7 +87,8 @@ args: [IMAGE, {name: PORT, type: integer, default: 8080, description: host port}
 envs: [WIND_ROOT]
 timeout: 30m
 on_lost: wait
-placement: {node: fra-07, selector: "zone=a,gpu.model~4090"}
+placement: {node: fra-07, selector: "zone=a,gpu.model~4090", cpu: 0.5, memory: 4GiB, gpu: {slots: 2, memory: 6GiB}}
+concurrency: {group: deploy-a, limit: 3}
 steps:
   - name: fetch
     container:
@@ -113,7 +116,14 @@ def test_a_whole_file_is_read() -> None:
         ),
         envs=("WIND_ROOT",),
         timeout_s=1800.0,
-        placement=Placement(node="fra-07", selector="zone=a,gpu.model~4090"),
+        placement=Placement(
+            node="fra-07",
+            selector="zone=a,gpu.model~4090",
+            cpus=0.5,
+            memory_bytes=4 * 1024**3,
+            gpu=GpuDemand(slots=2, memory_bytes=6 * 1024**3),
+        ),
+        concurrency=Group(name="deploy-a", limit=3),
         steps=(
             StepSpec(
                 name="fetch",
@@ -367,8 +377,8 @@ WRONG_FILES: list[tuple[str | bytes, list[tuple[str, int | None, int | None, str
     ("name: p\nsteps:", [("steps", 2, 7, "has no value", "write a list: [ … ]")]),
     (STEP + "name: ' '", [("name", 2, 7, "' ' is not a name of 1 to 128 printable characters", "write a name of 1 to 128 printable characters such as start-game")]),
     (STEP + "name: p\non_lost: restart", [("on_lost", 3, 10, "'restart' is not supported yet", "")]),
-    (STEP + "name: p\nconcurrency: {group: a, limit: 1}", [("concurrency", 3, 1, "is not supported yet", "leave it out")]),
-    (STEP + "name: p\nplacement: {cpu: 2, gpu: {slots: 1}}", [("placement.cpu", 3, 13, "is not supported yet", "leave it out"), ("placement.gpu", 3, 21, "is not supported yet", "leave it out")]),
+    (STEP + "name: p\nconcurrency: {group: a b, limit: 0}", [("concurrency.group", 3, 22, "'a b' is not a group", "write a group such as deploy-a"), ("concurrency.limit", 3, 34, "'0' is not a whole number from 1 to 2147483647", "")]),
+    (STEP + "name: p\nplacement: {cpu: 0, gpu: {slots: 65}}", [("placement.cpu", 3, 18, "'0' is not a number above 0", ""), ("placement.gpu.slots", 3, 34, "'65' is not a whole number from 1 to 64", "")]),
     (STEP + "name: p\nplacement: {selector: 'a b'}", [("placement.selector", 3, 13, "cannot read the term 'a b'", "write key, !key, key=v, key!=v, key~part, key!~part or key in (a|b)")]),
     (STEP + "name: p\nplacement: {node: ../x}", [("placement.node", 3, 19, "'../x' is not a node's id", "write a node's id such as fra-07")]),
     (STEP + "name: p\nplacement: {node: '${{ args.A }}'}", [("placement.node", 3, 19, "cannot hold a template", "write the value itself")]),
@@ -568,7 +578,7 @@ def test_the_schema_is_one_that_validators_take() -> None:
         "name: p",
         STEP + "name: p\nnme: q",
         STEP + "name: p\nconcurrency: {group: a}",
-        STEP + "name: p\nplacement: {cpu: 2}",
+        STEP + "name: p\nplacement: {cpu: two}",
         STEP + "name: p\non_lost: fail",
         STEP + "name: p\ntimeout: soon",
         STEP + "name: p\nargs: [a-b]",

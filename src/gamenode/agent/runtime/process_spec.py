@@ -9,43 +9,17 @@ import re
 import shutil
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import join, quote
 from typing import Final
 
 from gamenode.agent.runtime import StartError
+from gamenode.domain.container import FILE_KEYS, HONOURED
 from gamenode.domain.pipeline import ContainerSpec, Reason
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where commands are looked for, unless the step's environment says otherwise."""
-
-_HONOURED: Final = frozenset(
-    {
-        "command",
-        "commands",
-        "entrypoint",
-        "environment",
-        "working_dir",
-        "user",
-        "ulimits",
-        "ports",  # reserved by placement; a process listens where it likes
-        "restart",
-        "stop_grace_period_s",
-        "stop_signal",
-        "image",  # these three mean nothing here, and harm nothing
-        "pull_policy",
-        "init",
-    }
-)
-_FILE_KEYS: Final[Mapping[str, str]] = {
-    "shm_size_bytes": "shm_size",
-    "cpus": "deploy.resources.limits.cpus",
-    "memory_bytes": "deploy.resources.limits.memory",
-    "memory_reservation_bytes": "deploy.resources.reservations.memory",
-    "devices_reserved": "deploy.resources.reservations.devices",
-}
-"""The pipeline file's names where they are not the fields'."""
 
 _ULIMITS: Final = frozenset(
     {
@@ -129,12 +103,7 @@ class Command:
 
 def unsupported(container: ContainerSpec, tools: Tools) -> tuple[str, ...]:
     """Return the keys of `container` that plain processes cannot honour, in the file's words."""
-    unset = ContainerSpec()
-    keys = [
-        _FILE_KEYS.get(item.name, item.name)
-        for item in fields(ContainerSpec)
-        if item.name not in _HONOURED and getattr(container, item.name) != getattr(unset, item.name)
-    ]
+    keys = [FILE_KEYS.get(key, key) for key in container.used() if key not in HONOURED["process"]]
     if container.user and (tools.setpriv is None or os.geteuid() != 0):
         keys.append("user")
     if container.restart and not _RESTART.fullmatch(container.restart):

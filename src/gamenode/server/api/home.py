@@ -89,7 +89,7 @@ def _page(nodes: Sequence[Node], pipelines: Sequence[Pipeline]) -> str:
             pipeline.id,
             pipeline.name,
             f"{pipeline.status} {pipeline.reason}".rstrip(),
-            pipeline.node_id or pipeline.waiting,
+            pipeline.node_id or pipeline.message,
             http.encode_time(pipeline.created_at),
         )
         for pipeline in pipelines

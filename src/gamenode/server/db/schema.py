@@ -63,6 +63,8 @@ nodes: Final = Table(
     Column("agent_version", String(64), nullable=False),
     Column("env_names", JSON, nullable=False),
     Column("step_runtimes", JSON, nullable=False),
+    # The GPU slots and host ports that it gives out.
+    Column("offer", JSON, nullable=False),
     Column("labels", JSON, nullable=False),
     Column("host_labels", JSON, nullable=False),
     Column("note", Text, nullable=False),
@@ -152,15 +154,16 @@ pipelines: Final = Table(
     Column("file", Text, nullable=False),
     Column("args", JSON, nullable=False),
     Column("envs", JSON, nullable=False),
-    Column("envs_needed", JSON, nullable=False),
+    # What it asks of a node; pipelines that ask for the same have the same id.
+    Column("demand", Text, nullable=False),
+    Column("demand_id", String(64), nullable=False),
     Column("work", LargeBinary, nullable=False),
     Column("priority", Integer, nullable=False),
-    Column("wanted_node", String(63), nullable=False),
-    Column("selector", Text, nullable=False),
     Column("node_id", String(63), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("session_epoch", BigInteger, nullable=False),
-    Column("waiting", Text, nullable=False),
+    # Why its node refused it for now.
+    Column("refusal", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("dispatched_at", BigInteger),
@@ -177,8 +180,15 @@ pipelines: Final = Table(
     # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
     Index(
         "pipelines_queued",
-        "priority",
+        text("priority DESC"),
         "created_at",
+        "id",
+        sqlite_where=text("status = 'PENDING' AND node_id = ''"),
+        postgresql_where=text("status = 'PENDING' AND node_id = ''"),
+    ),
+    Index(
+        "pipelines_demanding",
+        "demand_id",
         sqlite_where=text("status = 'PENDING' AND node_id = ''"),
         postgresql_where=text("status = 'PENDING' AND node_id = ''"),
     ),
@@ -214,6 +224,52 @@ pipelines: Final = Table(
         sqlite_where=text("sealed IS NOT NULL"),
         postgresql_where=text("sealed IS NOT NULL"),
     ),
+)
+
+waiting: Final = Table(
+    "waiting",
+    metadata,
+    Column("demand_id", String(64), primary_key=True),
+    Column("message", Text, nullable=False),
+    Column("reasons", JSON, nullable=False),
+    comment="Why the pipelines of a demand wait, as found at the last look; no row: they do not.",
+)
+
+reservations: Final = Table(
+    "reservations",
+    metadata,
+    Column("pipeline_id", String(36), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("node_id", String(63), nullable=False),
+    # The agent has not said that it ended; else only its instances keep the row.
+    Column("runs", Boolean, nullable=False),
+    Column("concurrency_group", String(128), nullable=False),
+    Column("cpu_millis", BigInteger, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("gpu_id", String(128), nullable=False),
+    Column("gpu_slots", Integer, nullable=False),
+    Column("gpu_memory_bytes", BigInteger, nullable=False),
+    # In the order of the file, for those that the node chose.
+    Column("assigned_ports", JSON, nullable=False),
+    Column("ports", JSON, nullable=False),
+    Column("ports_count", Integer, nullable=False),
+    Column("instance_ids", JSON, nullable=False),
+    PrimaryKeyConstraint("pipeline_id", "attempt"),
+    Index("reservations_by_node", "node_id"),
+    Index(
+        "reservations_by_group",
+        "concurrency_group",
+        sqlite_where=text("concurrency_group <> ''"),
+        postgresql_where=text("concurrency_group <> ''"),
+    ),
+    comment="What dispatches, and the services they left, hold of their nodes (RA3, RC5).",
+)
+
+concurrency_groups: Final = Table(
+    "concurrency_groups",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    comment="One row a group, locked by who places a pipeline of it (RC5).",
 )
 
 steps: Final = Table(

@@ -30,7 +30,7 @@ from gamenode.domain.node import (
     Session,
     StateChange,
 )
-from gamenode.domain.placement import Candidate
+from gamenode.domain.placement import Candidate, Capacity, Reserved, capacity_of
 from gamenode.domain.registration import refusal
 from gamenode.domain.selector import Lookup, Selector
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, ClockWatch, Instant
@@ -52,6 +52,7 @@ _SAID_BY_HEARTBEATS: Final = OF_THE_AGENT | {
     ConditionType.DUPLICATE_IDENTITY,
 }
 """Conditions that a heartbeat says or ends; what does not hold with the next one is over."""
+_NOTHING_RESERVED: Final = Reserved()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,7 @@ class NodeManager:
             settings=inventories,
         )
         self._values: dict[str, dict[str, tuple[str, ...]]] = {}
+        self._capacities: dict[str, Capacity] = {}
         self._changed: list[Callable[[], None]] = []
         self._closed: Closed | None = None
 
@@ -334,6 +336,7 @@ class NodeManager:
         known = self._connections.drop(node_id)
         self._nodes.pop(node_id, None)
         self._values.pop(node_id, None)
+        self._capacities.pop(node_id, None)
         if known is not None and known.connection is not None:
             known.connection.close(Closed(reason=CloseReason.REGISTER_AGAIN, message=reason))
 
@@ -432,8 +435,8 @@ class NodeManager:
         """Return the id of every registered node, in order."""
         return sorted(self._nodes)
 
-    def candidates(self, loads: Mapping[str, int]) -> Sequence[Candidate]:
-        """Return what placement needs to know of every node."""
+    def candidates(self, reserved: Mapping[str, Reserved]) -> Sequence[Candidate]:
+        """Return what placement needs to know of every node; `reserved` is what is taken there."""
         return [
             Candidate(
                 node_id=node_id,
@@ -441,11 +444,13 @@ class NodeManager:
                 connected=self._connections.connection(node_id) is not None,
                 simple=node.simple,
                 maintenance=node.maintenance,
-                blocked=node.blocked,
+                conditions=tuple(c.type for c in node.conditions if c.blocks_placement),
                 values=self._values[node_id],
                 env_names=node.env_names,
-                load=loads.get(node_id, 0),
+                runtimes=node.step_runtimes,
                 load_max=self._settings.pipelines_per_node_max,
+                capacity=self._capacities[node_id],
+                reserved=reserved.get(node_id, _NOTHING_RESERVED),
             )
             for node_id, node in self._nodes.items()
         ]
@@ -477,6 +482,7 @@ class NodeManager:
             return False
         self._remember(await self._service.get(session.node_id))
         self.inventories.collected(version)
+        self._announce()
         return True
 
     def _is_newest(self, node: Node, session_id: str) -> bool:
@@ -516,6 +522,7 @@ class NodeManager:
             )
         self._nodes[node.id] = node
         self._values[node.id] = values_of(node)
+        self._capacities[node.id] = capacity_of(node.inventory, node.offer)
 
     def _fresh(self, node: Node) -> Node:
         known = self._connections.get(node.id)

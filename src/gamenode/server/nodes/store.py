@@ -31,6 +31,7 @@ from gamenode.domain.node import (
     Maintenance,
     Node,
     NodeType,
+    Offer,
     Registration,
     StateChange,
 )
@@ -421,6 +422,7 @@ def _stated(registration: Registration, session_id: str, epoch: int) -> dict[str
         "agent_version": registration.agent_version,
         "env_names": sorted(registration.env_names),
         "step_runtimes": sorted(registration.step_runtimes),
+        "offer": msgspec.to_builtins(registration.offer),
         "host_labels": dict(registration.labels),
     }
 
@@ -464,6 +466,7 @@ def _node(row: Row[Any], state_change: StateChange | None, conditions: Sequence[
         agent_version=row.agent_version,
         env_names=frozenset(row.env_names),
         step_runtimes=frozenset(row.step_runtimes),
+        offer=msgspec.convert(row.offer, Offer),
         labels={**row.labels, **host_labels},
         note=row.note,
         conditions=tuple(

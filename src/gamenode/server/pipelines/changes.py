@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row
 
 from gamenode.domain.access import Actor
 from gamenode.domain.audit import AuditEntry
+from gamenode.domain.command import Dispatch
 from gamenode.domain.event import EventType, NewEvent
 from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
@@ -30,7 +31,7 @@ from gamenode.lib.clock import Instant
 from gamenode.server.events import audit
 from gamenode.server.events import store as events
 from gamenode.server.logs.service import set_final
-from gamenode.server.pipelines import store
+from gamenode.server.pipelines import reservations, store
 
 _PIPELINE_EVENTS: Final = {
     Status.RUNNING: EventType.PIPELINE_RUNNING,
@@ -67,6 +68,8 @@ def apply(
         case StepReport():
             return _apply_step(conn, row, report, now)
         case PipelineReport():
+            if report.status.terminal:
+                reservations.end(conn, Dispatch(row.id, row.attempt))
             return _apply_pipeline(conn, row, report, now)
 
 
@@ -212,8 +215,18 @@ def _end(
         )
 
 
+def let_go(conn: Connection, dispatch: Dispatch) -> None:
+    """Free what a dispatch holds of its node: nothing of it runs there, nor ever will (RA3).
+
+    By the node's word (it refused it, or does not hold it), or by an operator's, who removed the
+    node. The status says nothing about it: what has ended by force may go on there.
+    """
+    reservations.release(conn, dispatch)
+
+
 def end_unrun(conn: Connection, row: Row[Any], reason: Reason, message: str, now: Instant) -> None:
     """End a dispatch that nothing runs of: as its user wanted, if its end was wanted (F4)."""
+    let_go(conn, Dispatch(row.id, row.attempt))
     if row.cancel_requested_at is not None:
         _end(conn, row, Status.CANCELLED, Reason.CANCELLED_BY_USER, row.cancel_reason, now)
     else:

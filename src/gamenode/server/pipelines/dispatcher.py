@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from gamenode.domain.command import (
@@ -24,14 +25,13 @@ from gamenode.domain.command import (
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.event import Event, EventType
 from gamenode.domain.pipeline import Reason
-from gamenode.domain.placement import Candidate, Demand, QueuedPipeline, place
-from gamenode.domain.selector import parse_selector
+from gamenode.domain.placement import Candidate, Demand, Explained, Pass
 from gamenode.lib.clock import Clock
 from gamenode.lib.tasks import Supervisor, Wake, until_one_ends
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
-from gamenode.server.pipelines.service import GamePipelineGRPCService
+from gamenode.server.pipelines.service import GamePipelineGRPCService, QueueMark
 
 _log = logging.getLogger(__name__)
 _PASSING: Final = frozenset({"BUSY", "JOURNAL", "STATE_VERSION"})
@@ -79,8 +79,10 @@ class TaskDispatcher:
         self._queue_wake = Wake()
         self._owed_wake = Wake()
         self._some_wait = True
+        self._mark: QueueMark | None = None
+        self._demands: Mapping[str, Demand] = {}
+        self._explained: Mapping[str, Explained] | None = None
         self._not_before_s: dict[str, float] = {}
-        self._whole_queue_s = clock.monotonic_s()
         self._sending: set[Dispatch] = set()
         self._accepted: set[Dispatch] = set()
         self._cancelling: set[Dispatch] = set()
@@ -98,13 +100,17 @@ class TaskDispatcher:
         if types & _CANCELS:
             self._owed_wake.ring()
 
+    def look_again(self) -> None:
+        """Look at what waits again: something was freed on a node."""
+        if self._some_wait:
+            self._queue_wake.ring()
+
     async def run(self) -> None:
         """Place and cancel until cancelled: a new pipeline never waits for what others are owed."""
 
         async def place() -> None:
             while True:
-                await self._queue_wake.wait(self._settings.sweep_interval_s)
-                await self._place_queued()
+                await self._place_when_due()
 
         async def send() -> None:
             while True:
@@ -161,57 +167,78 @@ class TaskDispatcher:
         if connection is not None and self._logs.is_live(pipeline_id, step) is live:
             connection.say(FollowLog(pipeline_id=pipeline_id, step=step, live=live))
 
-    async def _place_queued(self) -> None:
-        """Bind what fits.
+    async def _place_when_due(self) -> None:
+        """Wait until something may have changed for what waits, and place what fits.
 
-        What cannot be placed must not hide what can: the whole queue is looked at every sweep
-        interval, in between its head, and what follows as long as something is placed.
+        While nothing changes this is one cheap query now and then: what rang no bell, as a lost
+        wake-up, shows in the mark.
+        """
+        rung = await self._queue_wake.wait(self._until_next_look_s())
+        now_s = self._clock.monotonic_s()
+        due = any(at_s <= now_s for at_s in self._not_before_s.values())
+        if rung or due or await self._service.queue_mark() != self._mark:
+            await self._place_queued()
+
+    def _until_next_look_s(self) -> float:
+        """Return how long to wait: until the sweep, or until a refused pipeline's turn."""
+        now_s = self._clock.monotonic_s()
+        turns = (at_s - now_s for at_s in self._not_before_s.values())
+        return max(0.0, min(self._settings.sweep_interval_s, *turns, math.inf))
+
+    async def _place_queued(self) -> None:
+        """Bind what fits, in the order of the queue; what cannot be placed hides nothing.
+
+        A demand that no node can meet is judged once, however many pipelines have it.
         """
         now_s = self._clock.monotonic_s()
         self._not_before_s = {
             pipeline_id: at_s for pipeline_id, at_s in self._not_before_s.items() if at_s > now_s
         }
-        whole = now_s >= self._whole_queue_s
-        if whole:
-            self._whole_queue_s = now_s + self._settings.sweep_interval_s
         # An end that comes in between must not be missed.
         self._some_wait = True
-        more, last, left = True, None, False
-        while more:
-            waiting, loads = await self._service.queue(self._settings.batch_max, last)
-            placed = await self._place(waiting, loads)
+        queue = await self._service.queue(self._demands)
+        self._mark, self._demands = queue.mark, queue.demands
+        look = Pass(self._nodes.candidates(queue.reserved) if queue.demands else (), queue.running)
+        stuck: dict[str, Explained] = {}
+        left = await self._place(look, stuck) if queue.demands else False
+        await self._explain(stuck)
+        self._some_wait = left or bool(stuck)
+
+    async def _place(self, look: Pass, stuck: dict[str, Explained]) -> bool:
+        """Bind what fits, and explain in `stuck` what does not; return whether more is left."""
+        left, last, full = False, None, True
+        while full:
+            hidden = list(stuck) if len(stuck) <= self._settings.batch_max else []
+            waiting = await self._service.queued(hidden, self._settings.batch_max, last)
             full = len(waiting) == self._settings.batch_max
-            more = full and (whole or placed > 0)
-            left |= placed < len(waiting) or (full and not more)
-            last = waiting[-1].position if waiting else None
-        self._some_wait = left
+            last = waiting[-1] if waiting else None
+            binding = []
+            for queued in waiting:
+                demand = self._demands.get(queued.demand_id)
+                if queued.id in self._not_before_s or demand is None:
+                    left = True  # its turn comes; or it came after the demands were read
+                elif queued.demand_id not in stuck:
+                    await asyncio.sleep(0)  # heartbeats come first, however much waits (P14)
+                    decision = look.place(demand)
+                    if decision.node_id is None:
+                        stuck[queued.demand_id] = (decision.explain(), decision.waiting())
+                    else:
+                        node = look.candidate(decision.node_id)
+                        binding.append(self._bind(queued.id, demand, node))
+            left |= not all(await asyncio.gather(*binding))
+        return left
 
-    async def _place(self, waiting: Sequence[QueuedPipeline], loads: Mapping[str, int]) -> int:
-        """Bind which of these fit; return how many did."""
-        now_s = self._clock.monotonic_s()
-        candidates = {c.node_id: c for c in self._nodes.candidates(loads)} if waiting else {}
-        chosen: list[tuple[QueuedPipeline, str]] = []
-        reasons: dict[str, str] = {}
-        for queued in waiting:
-            await asyncio.sleep(0)  # heartbeats come first, however many nodes there are (P14)
-            if self._not_before_s.get(queued.id, 0.0) > now_s:
-                continue
-            decision = place(_demand(queued), candidates.values())
-            if decision.node_id is None:
-                if decision.explain() != queued.waiting:
-                    reasons[queued.id] = decision.explain()
-                continue
-            chosen.append((queued, decision.node_id))
-            candidates[decision.node_id] = _loaded(candidates[decision.node_id])
-        if reasons:
-            await self._explain(reasons)
-        return sum(
-            await asyncio.gather(*(self._bind(queued, node_id) for queued, node_id in chosen))
-        )
-
-    async def _explain(self, reasons: Mapping[str, str]) -> None:
+    async def _explain(self, reasons: Mapping[str, Explained]) -> None:
+        """Write down what has changed of why pipelines wait."""
         try:
-            await self._service.explain_waiting(reasons)
+            if self._explained is None:
+                self._explained = dict(await self._service.explained())
+            known = self._explained
+            news = {each: why for each, why in reasons.items() if known.get(each) != why}
+            gone = known.keys() - reasons.keys()
+            if news or gone:
+                await self._service.explain_waiting(news, gone)
+                self._explained = reasons
         except GameNodeError as error:
             # Words for people: they must not hold up what can be done without the disk.
             _log.warning(
@@ -220,23 +247,27 @@ class TaskDispatcher:
                 extra={"event": "pipeline.waiting_unwritten"},
             )
 
-    async def _bind(self, queued: QueuedPipeline, node_id: str) -> bool:
+    async def _bind(self, pipeline_id: str, demand: Demand, node: Candidate) -> bool:
         try:
-            order = await self._service.bind(queued.id, node_id, now=self._clock.now())
+            order = await self._service.bind(pipeline_id, demand, node, now=self._clock.now())
         except GameNodeError as error:
             _log.warning(
                 "not dispatched: %s",
                 error,
-                extra={"event": "pipeline.bind_failed", "pipeline_id": queued.id},
+                extra={"event": "pipeline.bind_failed", "pipeline_id": pipeline_id},
             )
-            self._not_before_s[queued.id] = (
-                self._clock.monotonic_s() + self._settings.refused_wait_s
-            )
-            return False
+            order = None
         if order is None:
+            # It waits no more, or the node has changed; that it is looked at again costs little.
+            self._wait_a_turn(pipeline_id)
             return False
-        self.send(node_id, order)
+        self.send(node.node_id, order)
         return True
+
+    def _wait_a_turn(self, pipeline_id: str) -> None:
+        """Look at a pipeline again after a while, without being woken."""
+        at_s = self._clock.monotonic_s() + self._settings.refused_wait_s
+        self._not_before_s[pipeline_id] = at_s
 
     async def _execute(self, node_id: str, order: ExecuteOrder) -> None:
         try:
@@ -249,14 +280,11 @@ class TaskDispatcher:
                 # none has come by the next sweep, that writes it down.
                 self._accepted.add(order.dispatch)
             elif answer.reason in _PASSING:
-                pipeline_id = order.dispatch.pipeline_id
-                self._not_before_s[pipeline_id] = (
-                    self._clock.monotonic_s() + self._settings.refused_wait_s
-                )
+                self._wait_a_turn(order.dispatch.pipeline_id)
                 await self._service.requeue(
                     order.dispatch, f"node {node_id}: {answer.message}", now=now
                 )
-                self._some_wait = True
+                self._queue_wake.ring()  # the look that follows knows when its turn comes
             else:
                 try:
                     reason = Reason(answer.reason)
@@ -282,7 +310,9 @@ class TaskDispatcher:
             if dispatch in accepted or dispatch in self._accepted:
                 continue
             if dispatch not in self._sending and self._nodes.connection(node_id) is not None:
-                self.send(node_id, await self._service.order(dispatch))
+                order = await self._service.order(dispatch)
+                if order is not None:
+                    self.send(node_id, order)
 
     async def _send_cancels(self, node_ids: Sequence[str]) -> None:
         if not node_ids:
@@ -321,15 +351,3 @@ class TaskDispatcher:
                 extra={"event": "order.unanswered", "node_id": node_id},
             )
             return None
-
-
-def _demand(queued: QueuedPipeline) -> Demand:
-    return Demand(
-        node_id=queued.wanted_node,
-        selector=parse_selector(queued.selector),
-        envs_needed=queued.envs_needed,
-    )
-
-
-def _loaded(candidate: Candidate) -> Candidate:
-    return replace(candidate, load=candidate.load + 1)

@@ -8,6 +8,7 @@ from typing import Final
 
 from gamenode.domain.access import Actor
 from gamenode.domain.args import resolve
+from gamenode.domain.assignment import demand_of
 from gamenode.domain.command import (
     Acknowledged,
     Closed,
@@ -15,6 +16,7 @@ from gamenode.domain.command import (
     Dispatch,
     ExecuteOrder,
     GrantedStep,
+    LivingInstances,
     NumberedReport,
     Statement,
     Welcome,
@@ -36,7 +38,6 @@ from gamenode.domain.pipeline import (
     StepSpec,
     StepType,
 )
-from gamenode.domain.selector import parse_selector
 from gamenode.lib.clock import Clock, after
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import every
@@ -108,9 +109,9 @@ class PipelineManager:
             GameNodeError: INVALID_REQUEST with everything that is wrong; NODE_NOT_FOUND for a named
                 node; CONFLICT for a reused idempotency key.
         """
-        prepared = self._prepare(request)
-        if prepared.wanted_node:
-            await self._nodes.get(prepared.wanted_node)
+        prepared = self.prepare(request)
+        if prepared.demand.node_id:
+            await self._nodes.get(prepared.demand.node_id)
         return await self._service.create(prepared, by=by, now=self._clock.now())
 
     async def cancel(self, pipeline_id: str, *, reason: str, force: bool, by: Actor) -> Pipeline:
@@ -209,6 +210,14 @@ class PipelineManager:
         else:
             connection.say(acknowledged)
 
+    async def hear_instances(self, connection: AgentConnection, living: LivingInstances) -> None:
+        """Take what an agent says of the services that live on its node."""
+        freed = await self._service.settle_instances(living.ids, session=connection.session)
+        if freed is None:
+            connection.close(_SUPERSEDED)
+        elif freed:
+            self._dispatcher.look_again()
+
     async def reconcile(self, connection: AgentConnection, statement: Statement) -> None:
         """Agree with an agent again: its reports first, then who must end, start or is lost.
 
@@ -224,6 +233,7 @@ class PipelineManager:
         if acknowledged is not None:
             actions = await self._service.reconcile(
                 statement.held,
+                living=statement.instances.ids,
                 session=connection.session,
                 stream_number=connection.stream_number,
                 now=self._clock.now(),
@@ -268,6 +278,9 @@ class PipelineManager:
         results = await self._service.apply(
             reports, node_id=node_id, session=session, now=self._clock.now()
         )
+        if any(isinstance(r, PipelineReport) and r.status.terminal for r in reports):
+            # An end that was forced here before is news to nobody, but frees what it held.
+            self._dispatcher.look_again()
         for report in reports:
             if isinstance(report, StepReport) and report.status.terminal:
                 await self._logs.ended(
@@ -277,22 +290,32 @@ class PipelineManager:
                 )
         return results
 
-    def _prepare(self, request: NewPipeline) -> Prepared:
+    def prepare(self, request: NewPipeline) -> Prepared:
+        """Return a request as it would be written down; nothing is.
+
+        Raises:
+            GameNodeError: INVALID_REQUEST with everything that is wrong.
+        """
         spec = parse_pipeline(request.file)
         resolved = resolve(spec, request.args)
         _check_envs(spec, request)
-        node = request.node or spec.placement.node
-        selector = ",".join(filter(None, (spec.placement.selector, request.selector)))
-        parse_selector(selector)
+        placement = replace(
+            spec.placement,
+            node=request.node or spec.placement.node,
+            selector=",".join(filter(None, (spec.placement.selector, request.selector))),
+        )
         pipeline_id = self._ids.new()
         return Prepared(
             id=pipeline_id,
             request=request,
             name=spec.name,
             args=resolved.args,
-            envs_needed=frozenset(spec.envs) - request.envs.keys(),
-            wanted_node=node,
-            selector=selector,
+            demand=demand_of(
+                resolved.steps,
+                placement,
+                envs_needed=frozenset(spec.envs).difference(request.envs),
+                group=spec.concurrency,
+            ),
             work=ExecuteOrder(
                 dispatch=Dispatch(pipeline_id, 0),
                 name=spec.name,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
 from gamenode.domain.access import Actor
+from gamenode.domain.assignment import assigned
 from gamenode.domain.command import (
     BoundPipeline,
     Dispatch,
@@ -19,8 +20,9 @@ from gamenode.domain.command import (
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import EventType
+from gamenode.domain.explanation import Standing
 from gamenode.domain.log import LogKey
-from gamenode.domain.node import Maintenance, Session
+from gamenode.domain.node import Session
 from gamenode.domain.pipeline import (
     NewPipeline,
     Pipeline,
@@ -31,16 +33,34 @@ from gamenode.domain.pipeline import (
     Step,
     StepType,
 )
-from gamenode.domain.placement import QueuedPipeline
+from gamenode.domain.placement import Candidate, Demand, Explained, Reserved, decide
 from gamenode.domain.template import Namespace, names_used
 from gamenode.domain.verification import StepKey, StepRecord
 from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
 from gamenode.server.db.database import Database
+from gamenode.server.events import store as events
 from gamenode.server.logs import service as logs
 from gamenode.server.nodes import service as nodes
-from gamenode.server.pipelines import changes, store
+from gamenode.server.pipelines import changes, queue, reservations, store
+from gamenode.server.pipelines.queue import Queued
 from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.wire.codec import pack_order, unpack_order
+
+QueueMark = tuple[int, int]
+"""The newest event, and how many reservations there are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """What is waited for, and what is taken already."""
+
+    mark: QueueMark
+    demands: Mapping[str, Demand] = field(default_factory=dict)
+    """Each distinct demand of what waits for a node, by id."""
+    reserved: Mapping[str, Reserved] = field(default_factory=dict)
+    """By node."""
+    running: Mapping[str, int] = field(default_factory=dict)
+    """By concurrency group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +73,7 @@ class Prepared:
     work: ExecuteOrder
     """What an agent will be asked; its dispatch and tries are filled in when it is bound."""
     args: Mapping[str, str]
-    envs_needed: frozenset[str]
-    wanted_node: str
-    selector: str
+    demand: Demand
 
 
 class GamePipelineGRPCService:
@@ -79,6 +97,32 @@ class GamePipelineGRPCService:
             raise not_found(pipeline_id)
         return pipeline
 
+    async def standing(self, pipeline_id: str) -> Standing:
+        """Return how far a pipeline is.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND.
+        """
+
+        def read(conn: Connection) -> Standing:
+            pipeline, progress = store.get(conn, pipeline_id), store.progress(conn, pipeline_id)
+            if pipeline is None or progress is None:
+                raise not_found(pipeline_id)
+            waits = pipeline.status is Status.PENDING and not pipeline.node_id
+            ahead, queued = queue.place(conn, pipeline_id) if waits else (0, 0)
+            return Standing(
+                pipeline=pipeline,
+                dispatched_at=progress.dispatched_at,
+                acknowledged_at=progress.acknowledged_at,
+                cancel_acknowledged_at=progress.cancel_acknowledged_at,
+                cancel_by=progress.cancel_by,
+                demand=queue.demand(conn, pipeline_id) if waits else None,
+                ahead=ahead,
+                queued=queued,
+            )
+
+        return await self._db.read(read)
+
     async def list(
         self,
         *,
@@ -95,20 +139,49 @@ class GamePipelineGRPCService:
             )
         )
 
-    async def queue(
-        self, limit: int, after: tuple[int, Instant, str] | None = None
-    ) -> tuple[Sequence[QueuedPipeline], Mapping[str, int]]:
-        """Return what waits for a node behind a place in the queue; and how loaded each node is."""
+    async def queue_mark(self) -> QueueMark:
+        """Return a value that differs once something may have changed for what waits."""
+        return await self._db.read(_mark)
 
-        def read(conn: Connection) -> tuple[Sequence[QueuedPipeline], Mapping[str, int]]:
-            waiting = store.queued(conn, limit, after)
-            return waiting, store.loads(conn) if waiting else {}
+    async def queue(self, known: Mapping[str, Demand]) -> Queue:
+        """Return what is waited for, and what is taken; `known` demands are not read again."""
+
+        def read(conn: Connection) -> Queue:
+            # The mark comes first: what happens between the reads must not be missed.
+            mark = _mark(conn)
+            demands = queue.queued_demands(conn, known)
+            if not demands:
+                return Queue(mark=mark)
+            return Queue(
+                mark=mark,
+                demands=demands,
+                reserved=reservations.reserved(conn),
+                running=reservations.running(conn),
+            )
 
         return await self._db.read(read)
 
+    async def queued(
+        self, hidden: Collection[str], limit: int, after: Queued | None = None
+    ) -> Sequence[Queued]:
+        """Return what waits behind a place in the queue, but for some demands."""
+        return await self._db.read(lambda conn: queue.queued(conn, hidden, limit, after))
+
+    async def explained(self) -> Mapping[str, Explained]:
+        """Return why the pipelines of each demand wait, as it was written down."""
+        return await self._db.read(queue.explained)
+
+    async def reserved(self) -> Mapping[str, Reserved]:
+        """Return what is taken on each node; a node that is absent is empty."""
+        return await self._db.read(reservations.reserved)
+
+    async def running(self) -> Mapping[str, int]:
+        """Return how many pipelines of each concurrency group may run."""
+        return await self._db.read(reservations.running)
+
     async def loads(self) -> Mapping[str, int]:
-        """Return how many pipelines are bound to each node and have not ended."""
-        return await self._db.read(store.loads)
+        """Return how many dispatches may run on each node."""
+        return await self._db.read(reservations.loads)
 
     async def owed_nodes(self) -> tuple[frozenset[str], frozenset[str]]:
         """Return the nodes that have not said that they took a dispatch, or know of a wanted end.
@@ -189,20 +262,20 @@ class GamePipelineGRPCService:
             hint=f"its steps: {names}",
         )
 
-    async def order(self, dispatch: Dispatch) -> ExecuteOrder:
-        """Return the order of a dispatch, as it was granted."""
+    async def order(self, dispatch: Dispatch) -> ExecuteOrder | None:
+        """Return the order of a dispatch, as it was granted; None once it holds nothing."""
 
-        def read(conn: Connection) -> ExecuteOrder:
+        def read(conn: Connection) -> ExecuteOrder | None:
+            given = reservations.assignment(conn, dispatch)
+            if given is None:
+                return None  # it ended a moment ago
             work = self._work(conn, dispatch.pipeline_id)
             rows = store.step_rows(conn, dispatch.pipeline_id)
-            return replace(
-                work,
-                dispatch=dispatch,
-                steps=tuple(
-                    replace(step, first_attempt=row.granted_from)
-                    for step, row in zip(work.steps, rows, strict=True)
-                ),
-            )
+            steps = [
+                replace(step, first_attempt=row.granted_from)
+                for step, row in zip(work.steps, rows, strict=True)
+            ]
+            return replace(work, dispatch=dispatch, steps=assigned(steps, given))
 
         return await self._db.read(read)
 
@@ -243,21 +316,41 @@ class GamePipelineGRPCService:
 
         return await self._db.write(record)
 
-    async def bind(self, pipeline_id: str, node_id: str, *, now: Instant) -> ExecuteOrder | None:
+    async def bind(
+        self, pipeline_id: str, demand: Demand, candidate: Candidate, *, now: Instant
+    ) -> ExecuteOrder | None:
         """Bind a waiting pipeline to a node under a new attempt; return what to ask of its agent.
 
-        None if it does not wait any more, or the node takes no work now: the row is locked and
-        looked at again (rule RC5). From here only the agent's word frees the pipeline (rule RA1).
+        None if it does not wait any more, or does not fit on the node now: the rows of the node and
+        of the concurrency group are locked, and it is judged again with what is taken at this
+        moment (rule RC5). From here only the agent's word frees the pipeline, and what it was given
+        (rules RA1, RA3).
         """
+        node_id = candidate.node_id
 
         def record(conn: Connection) -> ExecuteOrder | None:
             node = nodes.lock_place(conn, node_id)
             row = store.lock(conn, pipeline_id)
-            if node is None or node.maintenance is not Maintenance.NORMAL or row is None:
+            if node is None or row is None:
                 return None
             attempt = row.attempt + 1
             if node.simple and row.attempt:
                 return None  # such a node never gets a second attempt (rule RL4)
+            group = demand.group
+            decision = decide(
+                demand,
+                [
+                    replace(
+                        candidate,
+                        maintenance=node.maintenance,
+                        simple=node.simple,
+                        reserved=reservations.reserved_on(conn, node_id),
+                    )
+                ],
+                {group.name: reservations.lock_group(conn, group.name)} if group else {},
+            )
+            if decision.node_id is None:
+                return None
             if not store.bind(
                 conn,
                 pipeline_id,
@@ -285,6 +378,15 @@ class GamePipelineGRPCService:
                     for position, step in enumerate(steps)
                 ],
             )
+            reservations.reserve(
+                conn,
+                Dispatch(pipeline_id, attempt),
+                node_id=node_id,
+                demand=demand,
+                assignment=decision.assignment,
+                # A simple client does not say what lives on it.
+                instance_ids=[s.instance_id for s in steps if s.instance_id and not node.simple],
+            )
             changes.append_event(
                 conn,
                 EventType.PIPELINE_DISPATCHED,
@@ -298,7 +400,7 @@ class GamePipelineGRPCService:
                 work,
                 dispatch=Dispatch(pipeline_id, attempt),
                 state_version=node.state_version,
-                steps=steps,
+                steps=assigned(steps, decision.assignment),
             )
 
         return await self._db.write(record)
@@ -323,14 +425,11 @@ class GamePipelineGRPCService:
         """Forget the secrets of pipelines that ended before that."""
         await self._db.write(lambda conn: store.forget_secrets(conn, before))
 
-    async def explain_waiting(self, reasons: Mapping[str, str]) -> None:
-        """Write down why pipelines wait."""
-
-        def record(conn: Connection) -> None:
-            for pipeline_id, waiting in reasons.items():
-                store.set_waiting(conn, pipeline_id, waiting)
-
-        await self._db.write(record)
+    async def explain_waiting(
+        self, reasons: Mapping[str, Explained], gone: Collection[str]
+    ) -> None:
+        """Write down why the pipelines of these demands wait, and that others wait no more."""
+        await self._db.write(lambda conn: queue.explain(conn, reasons, gone))
 
     async def acknowledge(self, dispatches: Sequence[Dispatch], *, now: Instant) -> None:
         """Note that agents have these dispatches in their journals."""
@@ -341,17 +440,18 @@ class GamePipelineGRPCService:
 
         await self._db.write(record)
 
-    async def requeue(self, dispatch: Dispatch, waiting: str, *, now: Instant) -> None:
+    async def requeue(self, dispatch: Dispatch, refusal: str, *, now: Instant) -> None:
         """Let a pipeline that its node refused for now wait again; end it if that is wanted."""
 
         def record(conn: Connection) -> None:
             row = store.lock(conn, dispatch.pipeline_id)
             if row is None or row.attempt != dispatch.attempt:
                 return
+            changes.let_go(conn, dispatch)
             if row.cancel_requested_at is not None:
-                changes.end_unrun(conn, row, Reason.REFUSED, waiting, now)
+                changes.end_unrun(conn, row, Reason.REFUSED, refusal, now)
             else:
-                store.unbind(conn, dispatch, waiting)
+                store.unbind(conn, dispatch, refusal)
 
         await self._db.write(record)
 
@@ -423,6 +523,7 @@ class GamePipelineGRPCService:
                 row = store.lock(conn, pipeline.dispatch.pipeline_id)
                 assert row is not None
                 changes.end_unrun(conn, row, Reason.NODE_LOST, "its node was removed", now)
+            reservations.release_node(conn, node_id)
             nodes.remove_node(conn, node_id, by=by, reason=reason, now=now)
 
         await self._db.write(record)
@@ -473,10 +574,24 @@ class GamePipelineGRPCService:
 
         return await self._db.write(record)
 
+    async def settle_instances(self, living: Collection[str], *, session: Session) -> bool | None:
+        """Free what the ended services of a node kept; return whether there was any.
+
+        None from a superseded session: what it says is not how things are.
+        """
+
+        def record(conn: Connection) -> bool | None:
+            if not nodes.session_is_newest(conn, session.node_id, session.epoch):
+                return None
+            return reservations.settle_ended(conn, session.node_id, living)
+
+        return await self._db.write(record)
+
     async def reconcile(
         self,
         held: Sequence[HeldPipeline],
         *,
+        living: Collection[str] = (),
         session: Session,
         stream_number: int,
         now: Instant,
@@ -510,9 +625,16 @@ class GamePipelineGRPCService:
                     f"node {node_id} came back without it: its journal does not know this attempt"
                 )
                 changes.end_unrun(conn, row, Reason.NODE_LOST, message, now)
+            # What is neither held nor sent again runs no more, whatever its status (rule RA3).
+            holds = {h.dispatch for h in held if not h.ended} | set(actions.resend)
+            reservations.settle(conn, node_id, holds, living)
             return actions
 
         return await self._db.write(record)
+
+
+def _mark(conn: Connection) -> QueueMark:
+    return events.head(conn), reservations.count(conn)
 
 
 def not_found(pipeline_id: str) -> GameNodeError:
@@ -532,6 +654,7 @@ def _new_rows(
 ) -> tuple[dict[str, object], list[dict[str, object]], Pipeline]:
     request = prepared.request
     steps = prepared.work.steps
+    demand_id, packed_demand = queue.pack_demand(prepared.demand)
     pipeline = Pipeline(
         id=prepared.id,
         name=prepared.name,
@@ -559,7 +682,7 @@ def _new_rows(
             )
             for step in steps
         ),
-        waiting="",
+        waiting=(),
         cancel_requested_at=None,
         cancel_reason="",
         created_at=now,
@@ -577,15 +700,14 @@ def _new_rows(
         "file": request.file,
         "args": dict(prepared.args),
         "envs": dict(request.envs),
-        "envs_needed": sorted(prepared.envs_needed),
+        "demand": packed_demand,
+        "demand_id": demand_id,
         "work": pack_order(prepared.work),
         "priority": request.priority,
-        "wanted_node": prepared.wanted_node,
-        "selector": prepared.selector,
         "node_id": "",
         "attempt": 0,
         "session_epoch": 0,
-        "waiting": "",
+        "refusal": "",
         "created_at": now,
         "created_by": by.name,
         "cancel_reason": "",

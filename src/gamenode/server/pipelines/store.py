@@ -19,7 +19,6 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
-    func,
     insert,
     literal_column,
     or_,
@@ -30,32 +29,42 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.command import Dispatch, WantedEnd
+from gamenode.domain.container import HostPort
 from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
     TERMINAL,
     Pipeline,
     Reason,
+    Reservation,
     Status,
     Step,
     StepType,
+    Waiting,
     sources_of,
 )
-from gamenode.domain.placement import QueuedPipeline
 from gamenode.domain.verification import StepRecord
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
+from gamenode.server.pipelines.queue import unpack_waiting
 
 _pipelines: Final = schema.pipelines.c
 _steps: Final = schema.steps.c
 _keys: Final = schema.idempotency_keys.c
+_held: Final = schema.reservations.c
+_SHOWN_OF_HELD: Final = (
+    "cpu_millis",
+    "memory_bytes",
+    "gpu_id",
+    "gpu_slots",
+    "gpu_memory_bytes",
+    "ports",
+)
 _ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
-_LISTED: Final = [c for c in schema.pipelines.columns if c.name not in ("file", "work", "sealed")]
 
 # Parameters of prebuilt statements; a column's own name would be one that an UPDATE sets.
 _PIPELINE: Final[BindParameter[Any]] = bindparam("of_pipeline")
 _ATTEMPT: Final[BindParameter[Any]] = bindparam("of_attempt")
 _POSITION: Final[BindParameter[Any]] = bindparam("of_position")
-_LIMIT: Final[BindParameter[Any]] = bindparam("limit_to")
 _NOWHERE: Final[ColumnElement[str]] = literal_column("''")
 
 
@@ -66,6 +75,33 @@ def _one_of(column: ColumnElement[str], statuses: Iterable[Status]) -> ColumnEle
 
 def _is(column: ColumnElement[str], status: Status) -> ColumnElement[bool]:
     return _one_of(column, [status])
+
+
+_LISTED: Final[Select[Any]] = (
+    select(
+        *(
+            c
+            for c in schema.pipelines.columns
+            if c.name not in ("file", "work", "sealed", "demand")
+        ),
+        schema.waiting.c.message.label("waits_because"),
+        schema.waiting.c.reasons.label("waiting_reasons"),
+        *(_held[name].label(f"held_{name}") for name in _SHOWN_OF_HELD),
+    )
+    .select_from(schema.pipelines)
+    .outerjoin(
+        schema.waiting,
+        and_(
+            schema.waiting.c.demand_id == _pipelines.demand_id,
+            _is(_pipelines.status, Status.PENDING),
+            _pipelines.node_id == _NOWHERE,
+        ),
+    )
+    .outerjoin(
+        schema.reservations,
+        and_(_held.pipeline_id == _pipelines.id, _held.attempt == _pipelines.attempt),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +146,7 @@ def insert_pipeline(
     conn.execute(_INSERT_STEP, [dict(step) for step in steps])
 
 
-_GET: Final = select(*_LISTED).where(_pipelines.id == _PIPELINE)
+_GET: Final = _LISTED.where(_pipelines.id == _PIPELINE)
 
 
 def get(conn: Connection, pipeline_id: str) -> Pipeline | None:
@@ -144,7 +180,7 @@ def newest(
     before: tuple[Instant, str] | None,
 ) -> list[Pipeline]:
     """Return pipelines, newest first, from `before` on."""
-    query = select(*_LISTED).order_by(_pipelines.created_at.desc(), _pipelines.id.desc())
+    query = _LISTED.order_by(_pipelines.created_at.desc(), _pipelines.id.desc())
     if status is not None:
         query = query.where(_pipelines.status == status)
     if node:
@@ -169,76 +205,34 @@ def newest(
     return [_pipeline(row, steps[row.id]) for row in rows]
 
 
-_QUEUED: Final = (
-    select(
-        _pipelines.id,
-        _pipelines.wanted_node,
-        _pipelines.selector,
-        _pipelines.envs_needed,
-        _pipelines.waiting,
-        _pipelines.priority,
-        _pipelines.created_at,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """When a pipeline's dispatch, and its wanted end, got how far."""
+
+    dispatched_at: Instant | None
+    acknowledged_at: Instant | None
+    cancel_acknowledged_at: Instant | None
+    cancel_by: str
+
+
+def progress(conn: Connection, pipeline_id: str) -> Progress | None:
+    """Return how far the orders about a pipeline got."""
+    row = conn.execute(
+        select(
+            _pipelines.dispatched_at,
+            _pipelines.acknowledged_at,
+            _pipelines.cancel_acknowledged_at,
+            _pipelines.cancel_by,
+        ).where(_pipelines.id == pipeline_id)
+    ).first()
+    if row is None:
+        return None
+    return Progress(
+        dispatched_at=row.dispatched_at,
+        acknowledged_at=row.acknowledged_at,
+        cancel_acknowledged_at=row.cancel_acknowledged_at,
+        cancel_by=row.cancel_by,
     )
-    .where(_is(_pipelines.status, Status.PENDING), _pipelines.node_id == _NOWHERE)
-    .order_by(_pipelines.priority.desc(), _pipelines.created_at, _pipelines.id)
-    .limit(_LIMIT)
-)
-_QUEUED_BEHIND: Final = _QUEUED.where(
-    or_(
-        _pipelines.priority < bindparam("of_priority"),
-        and_(
-            _pipelines.priority == bindparam("of_priority"),
-            _pipelines.created_at > bindparam("of_created_at"),
-        ),
-        and_(
-            _pipelines.priority == bindparam("of_priority"),
-            _pipelines.created_at == bindparam("of_created_at"),
-            _pipelines.id > _PIPELINE,
-        ),
-    )
-)
-
-
-def queued(
-    conn: Connection, limit: int, after: tuple[int, Instant, str] | None
-) -> list[QueuedPipeline]:
-    """Return what waits for a node behind `after`: higher priority first, then older."""
-    if after is None:
-        rows = conn.execute(_QUEUED, {"limit_to": limit})
-    else:
-        priority, created_at, pipeline_id = after
-        rows = conn.execute(
-            _QUEUED_BEHIND,
-            {
-                "limit_to": limit,
-                "of_priority": priority,
-                "of_created_at": created_at,
-                "of_pipeline": pipeline_id,
-            },
-        )
-    return [
-        QueuedPipeline(
-            id=row.id,
-            wanted_node=row.wanted_node,
-            selector=row.selector,
-            envs_needed=frozenset(row.envs_needed),
-            waiting=row.waiting,
-            position=(row.priority, row.created_at, row.id),
-        )
-        for row in rows
-    ]
-
-
-_LOADS: Final = (
-    select(_pipelines.node_id, func.count().label("load"))
-    .where(_pipelines.node_id != _NOWHERE, _one_of(_pipelines.status, _ACTIVE))
-    .group_by(_pipelines.node_id)
-)
-
-
-def loads(conn: Connection) -> dict[str, int]:
-    """Return how many pipelines are bound to each node and have not ended."""
-    return {row.node_id: row.load for row in conn.execute(_LOADS)}
 
 
 def bound(conn: Connection, node_id: str) -> list[Bound]:
@@ -481,7 +475,7 @@ def bind(
             "attempt": attempt,
             "session_epoch": session_epoch,
             "dispatched_at": now,
-            "waiting": "",
+            "refusal": "",
         },
     )
 
@@ -492,7 +486,7 @@ _UNBIND: Final = update(schema.pipelines).where(
 )
 
 
-def unbind(conn: Connection, dispatch: Dispatch, waiting: str) -> bool:
+def unbind(conn: Connection, dispatch: Dispatch, refusal: str) -> bool:
     """Let a pipeline that its node refused wait again."""
     return _changed(
         conn,
@@ -502,7 +496,7 @@ def unbind(conn: Connection, dispatch: Dispatch, waiting: str) -> bool:
             "node_id": "",
             "dispatched_at": None,
             "acknowledged_at": None,
-            "waiting": waiting,
+            "refusal": refusal,
         },
     )
 
@@ -536,15 +530,6 @@ _ACKNOWLEDGE: Final = update(schema.pipelines).where(
 def acknowledge(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
     """Note that the agent has a dispatch in its journal."""
     conn.execute(_ACKNOWLEDGE, {**_of(dispatch), "acknowledged_at": now})
-
-
-def set_waiting(conn: Connection, pipeline_id: str, waiting: str) -> None:
-    """Say why a pipeline waits."""
-    conn.execute(
-        update(schema.pipelines)
-        .where(_pipelines.id == pipeline_id, _pipelines.node_id == "")
-        .values(waiting=waiting)
-    )
 
 
 _SET_STATUS: Final = {
@@ -612,14 +597,9 @@ def active_steps(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
     return conn.execute(_ACTIVE_STEPS, {"of_pipeline": pipeline_id}).all()
 
 
-_LIVES_ON: Final = exists().where(
-    _steps.pipeline_id == _pipelines.id,
-    _steps.type == StepType.SERVICE,
-    _is(_steps.status, Status.COMPLETED),
-    _steps.instance_id != "",
-)
+_HOLDS: Final = exists().where(schema.reservations.c.pipeline_id == _pipelines.id)
 _REMOVABLE: Final = and_(
-    _pipelines.ended_at.is_not(None), _pipelines.cancel_acknowledged_at.is_not(None), ~_LIVES_ON
+    _pipelines.ended_at.is_not(None), _pipelines.cancel_acknowledged_at.is_not(None), ~_HOLDS
 )
 
 
@@ -681,6 +661,7 @@ def step(row: Row[Any]) -> Step:
         started_at=row.started_at,
         ended_at=row.ended_at,
         instance_id=row.instance_id,
+        granted_to=row.granted_to,
     )
 
 
@@ -690,13 +671,13 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
         name=row.name,
         status=Status(row.status),
         reason=Reason(row.reason),
-        message=row.message,
+        message=row.message or row.waits_because or row.refusal,
         node_id=row.node_id,
         attempt=row.attempt,
         args=row.args,
         priority=row.priority,
         steps=steps,
-        waiting=row.waiting,
+        waiting=_waiting(row),
         cancel_requested_at=row.cancel_requested_at,
         cancel_reason=row.cancel_reason,
         created_at=row.created_at,
@@ -704,7 +685,26 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
         started_at=row.started_at,
         ended_at=row.ended_at,
         retry_of=row.retry_of,
+        reservation=_reservation(row),
     )
+
+
+def _reservation(row: Row[Any]) -> Reservation | None:
+    if row.held_ports is None:
+        return None
+    return Reservation(
+        cpu_millis=row.held_cpu_millis,
+        memory_bytes=row.held_memory_bytes,
+        gpu_id=row.held_gpu_id,
+        gpu_slots=row.held_gpu_slots,
+        gpu_memory_bytes=row.held_gpu_memory_bytes,
+        ports=tuple(str(HostPort(**port)) for port in row.held_ports),
+    )
+
+
+def _waiting(row: Row[Any]) -> tuple[Waiting, ...]:
+    refused = (Waiting(reason=Reason.REFUSED, text=row.refusal),) if row.refusal else ()
+    return refused + (unpack_waiting(row.waiting_reasons) if row.waiting_reasons else ())
 
 
 def _of(dispatch: Dispatch) -> dict[str, object]:

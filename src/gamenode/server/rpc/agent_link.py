@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -12,7 +12,13 @@ from typing import Final
 
 import grpc.aio
 
-from gamenode.domain.command import Closed, CloseReason, NumberedReport, Statement
+from gamenode.domain.command import (
+    Closed,
+    CloseReason,
+    LivingInstances,
+    NumberedReport,
+    Statement,
+)
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.lib.backoff import Backoff
 from gamenode.lib.tasks import until_one_ends
@@ -24,6 +30,9 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 
 _log = logging.getLogger(__name__)
 _ENDED: Final = Closed(reason=CloseReason.PROTOCOL, message="the stream ended")
+
+_Said = NumberedReport | LivingInstances
+"""What an agent says of its work, in one order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +103,7 @@ class AgentLink:
             )
             await context.write(codec.encode_server_word(closed))
             return
-        reports: asyncio.Queue[NumberedReport] = asyncio.Queue(self._settings.reports_waiting_max)
+        reports: asyncio.Queue[_Said] = asyncio.Queue(self._settings.reports_waiting_max)
         try:
             # Words go out while the statement is reconciled: a stream that is closed meanwhile
             # still hears why.
@@ -112,7 +121,7 @@ class AgentLink:
         self,
         connection: AgentConnection,
         messages: AsyncIterator[pb.AgentMessage],
-        reports: asyncio.Queue[NumberedReport],
+        reports: asyncio.Queue[_Said],
     ) -> None:
         async for message in messages:
             match message.WhichOneof("content"):
@@ -127,6 +136,10 @@ class AgentLink:
                 case "reports":
                     for report in message.reports.reports:
                         await reports.put(codec.decode_report(report))
+                case "instances":
+                    # In one order with the reports: a service is never missed for having ended
+                    # before it began.
+                    await reports.put(codec.decode_instances(message.instances))
                 case "answer":
                     answer = message.answer
                     connection.answered(answer.sequence, codec.decode_answer(answer))
@@ -146,15 +159,20 @@ class AgentLink:
         self,
         connection: AgentConnection,
         statement: Statement,
-        reports: asyncio.Queue[NumberedReport],
+        reports: asyncio.Queue[_Said],
     ) -> None:
         await self._persist(connection, partial(self._pipelines.reconcile, connection, statement))
         self._nodes.opened()
         while True:
-            batch = [await reports.get()]
+            said = [await reports.get()]
             while not reports.empty():
-                batch.append(reports.get_nowait())
-            await self._persist(connection, partial(self._pipelines.hear, connection, batch))
+                said.append(reports.get_nowait())
+            for words in _in_order(said):
+                if isinstance(words, LivingInstances):
+                    write = partial(self._pipelines.hear_instances, connection, words)
+                else:
+                    write = partial(self._pipelines.hear, connection, words)
+                await self._persist(connection, write)
 
     async def _persist(
         self, connection: AgentConnection, write: Callable[[], Awaitable[None]]
@@ -195,3 +213,18 @@ class AgentLink:
                 await context.write(codec.encode_server_word(word))
                 if isinstance(word, Closed):
                     return
+
+
+def _in_order(said: Iterable[_Said]) -> Iterator[LivingInstances | list[NumberedReport]]:
+    """Return what was said, with reports in as few lists as the order allows."""
+    reports: list[NumberedReport] = []
+    for word in said:
+        if isinstance(word, NumberedReport):
+            reports.append(word)
+            continue
+        if reports:
+            yield reports
+            reports = []
+        yield word
+    if reports:
+        yield reports

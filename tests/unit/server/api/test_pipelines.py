@@ -103,7 +103,7 @@ async def test_the_shape_of_a_pipeline() -> None:
         "name": "hello",
         "status": "PENDING",
         "reason": "",
-        "message": "",
+        "message": "no node fits",
         "node_id": None,
         "attempt": 0,
         "args": {"IMAGE": "alpine"},
@@ -121,9 +121,18 @@ async def test_the_shape_of_a_pipeline() -> None:
                 "started_at": None,
                 "ended_at": None,
                 "instance_id": None,
+                "attempts_max": 0,
             }
         ],
-        "waiting": [{"reason": "no node fits", "nodes": []}],
+        "waiting": [
+            {
+                "reason": "OFFLINE",
+                "text": "no node fits",
+                "nodes": [],
+                "nodes_total": 0,
+                "passes": True,
+            }
+        ],
         "cancel_requested_at": None,
         "cancel_reason": "",
         "created_at": "2026-11-24T22:00:00.123Z",
@@ -131,6 +140,7 @@ async def test_the_shape_of_a_pipeline() -> None:
         "started_at": None,
         "ended_at": None,
         "retry_of": None,
+        "reservation": None,
     }
 
 
