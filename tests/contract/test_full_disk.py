@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, insert, select
 from tests.support.databases import OpenDatabase
+from tests.support.full_disk import fill, small_disk
 from tests.support.groups import write_together
 
 from gamenode.domain.errors import ErrorCode, GameNodeError
@@ -104,43 +102,21 @@ async def test_two_that_fill_the_file_do_not_take_the_third_along(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system with 2 MB of room."""
-    mount = shutil.which("mount")
-    if os.geteuid() != 0 or mount is None:
-        pytest.skip("only root can mount a disk")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=2m", "gamenode-test", folder],
-        check=False,
-        capture_output=True,
-    )
-    if mounted.returncode != 0:
-        pytest.skip("this host does not let root mount a disk")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as ballast:
-        try:
-            while True:
-                ballast.write(bytes(4096))
-        except OSError:
-            return
+    with small_disk(tmp_path / "disk", size_bytes=2 * 1024 * 1024) as made:
+        yield made
 
 
 async def test_a_real_full_disk_answers_ok_for_what_is_on_it_and_for_nothing_else(
-    small_disk: Path, open_database: OpenDatabase
+    disk: Path, open_database: OpenDatabase
 ) -> None:
-    url = f"sqlite:///{small_disk / 'gamenode.db'}"
+    url = f"sqlite:///{disk / 'gamenode.db'}"
     database = await open_database(url)
     written = ["start"]
     await database.write(put("start"))
-    ballast = small_disk / "ballast"
-    fill(ballast)
-    os.truncate(ballast, ballast.stat().st_size - 200_000)  # room for some groups, not for all
+    ballast = disk / "ballast"
+    fill(ballast, leave_bytes=200_000)  # room for some groups, not for all
 
     refused = 0
     for group in range(40):
@@ -164,11 +140,11 @@ async def test_a_real_full_disk_answers_ok_for_what_is_on_it_and_for_nothing_els
 
 
 async def test_a_write_too_big_for_the_disk_fails_alone_even_at_the_commit(
-    small_disk: Path, open_database: OpenDatabase
+    disk: Path, open_database: OpenDatabase
 ) -> None:
-    database = await open_database(f"sqlite:///{small_disk / 'gamenode.db'}")
+    database = await open_database(f"sqlite:///{disk / 'gamenode.db'}")
     await database.write(put("start"))
-    (small_disk / "ballast").write_bytes(bytes(1_000_000))
+    (disk / "ballast").write_bytes(bytes(1_000_000))
     # It fits the page cache, so the disk is asked for room at the commit and not before.
     big = put("BIG", size_bytes=1_500_000)
     answers = await write_together(database, put("a"), big, put("b"))

@@ -16,7 +16,9 @@ from tests.support.time import FakeClock, LoopClock, until, virtual_time
 
 from gamenode.domain.command import Closed, CloseReason, Statement, Welcome
 from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.event import EventType
 from gamenode.domain.node import (
+    ConditionType,
     Heartbeat,
     Link,
     Maintenance,
@@ -66,6 +68,16 @@ async def node(plane: ControlPlane) -> Node:
 async def flips(plane: ControlPlane) -> list[str]:
     kinds = [event.type for event in await plane.events()]
     return [kind.removeprefix("node.") for kind in kinds if kind in {"node.online", "node.offline"}]
+
+
+async def stands(connection: AgentConnection) -> bool:
+    """Return whether a stream stands: there is nothing to say on it."""
+    try:
+        async with asyncio.timeout(0.01):
+            await connection.next_words()
+    except TimeoutError:
+        return True
+    return False
 
 
 async def closed_with(connection: AgentConnection) -> CloseReason | None:
@@ -209,6 +221,62 @@ async def test_a_host_that_lost_its_power_may_come_back_with_another_boot_id(
     clock.advance(1.0)
     await plane.nodes.register(registration(boot_id="boot-2"))
     assert await closed_with(connection) is CloseReason.SUPERSEDED
+
+
+def conditions(shown: Node) -> list[ConditionType]:
+    return [condition.type for condition in shown.conditions]
+
+
+async def test_a_cloned_data_folder_is_refused_and_the_node_says_so_until_it_stays_away(
+    plane: ControlPlane, clock: FakeClock
+) -> None:
+    answer = await plane.nodes.register(registration())
+    connection = await attach(plane, answer)
+    for _ in range(6):  # it comes again and again, between the heartbeats of the first
+        with pytest.raises(GameNodeError) as caught:
+            await plane.nodes.register(
+                registration(boot_id="boot-2", last_session_epoch=answer.session_epoch)
+            )
+        assert caught.value.code is ErrorCode.CONFLICT
+        clock.advance(15.0)
+        assert await beat(plane, answer)
+        shown = await node(plane)
+        assert conditions(shown) == [ConditionType.DUPLICATE_IDENTITY]
+        assert "boot-2" in shown.conditions[0].reason
+        assert shown.blocked
+    for _ in range(5):
+        clock.advance(15.0)
+        assert await beat(plane, answer)
+    assert conditions(await node(plane)) == []
+    told = [event for event in await plane.events() if event.type == EventType.NODE_CONDITION]
+    assert [event.status for event in told] == ["holds", "cleared"]
+    assert await stands(connection)
+
+
+async def test_a_full_disk_lets_no_clone_in(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await attach(plane, await plane.nodes.register(registration()))
+    with monkeypatch.context() as full:
+        fill_disk(plane, full)
+        with pytest.raises(GameNodeError) as caught:
+            await plane.nodes.register(registration(boot_id="boot-2"))
+    assert caught.value.code is ErrorCode.CONFLICT
+
+
+async def test_what_held_of_a_duplicate_ends_with_the_session_that_it_was_said_of(
+    plane: ControlPlane, clock: FakeClock
+) -> None:
+    answer = await plane.nodes.register(registration())
+    connection = await attach(plane, answer)
+    with pytest.raises(GameNodeError):
+        await plane.nodes.register(registration(boot_id="boot-2"))
+    await plane.nodes.goodbye(connection, "moved")
+    moved = await plane.nodes.register(registration(boot_id="boot-2"))
+    await attach(plane, moved, boot_id="boot-2")
+    clock.advance(15.0)
+    assert await beat(plane, moved)
+    assert conditions(await node(plane)) == []
 
 
 async def test_a_stream_that_nothing_comes_on_is_closed(

@@ -93,7 +93,7 @@ async def test_nothing_that_is_logged_or_refused_shows_a_value(
             await plane.create(FILE, args=wrong)
         assert VALUE not in f"{caught.value!r} {caught.value.violations} {caught.value.hint}"
     request = NewPipeline(file=FILE, args={"T": VALUE})
-    prepared = plane.pipelines._prepare(request)
+    prepared = plane.pipelines.prepare(request)
     assert prepared.work.secrets == {"T": VALUE}
     assert VALUE not in f"{request!r} {prepared!r}"
     assert VALUE not in str([vars(record) for record in caplog.records])

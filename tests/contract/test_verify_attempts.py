@@ -11,13 +11,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from tests.contract.test_pipelines import FakeAgent, dispatched, step
 from tests.support.plane import USER, ControlPlane, Network, NodeAgent, RecordingHost
-from tests.support.time import LoopClock, until, virtual_time
+from tests.support.time import FakeClock, LoopClock, until, virtual_time
 
 from gamenode.agent.runtime import RunKey
 from gamenode.agent.runtime.fake import FakeRuntime
-from gamenode.domain.pipeline import ContainerSpec, Status
-from gamenode.domain.verification import AttemptVerdict, ViolationKind
+from gamenode.domain.pipeline import ContainerSpec, Reason, Status, StepType
+from gamenode.domain.verification import AttemptVerdict, StepRecord, ViolationKind
 from gamenode.server.pipelines.verifier import AttemptVerifier, VerifierSettings
 
 LONG = """
@@ -201,3 +202,46 @@ async def test_an_engine_that_hangs_keeps_nobody_waiting(
         verdict = await it.verifier.verify()
         assert verdict.nodes_absent == ("n1", "n2")
         assert it.clock.monotonic_s() - begun_s < VerifierSettings().answer_timeout_s
+
+
+@virtual_time
+async def test_one_look_has_an_end_and_keeps_what_was_said_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site(tmp_path) as it:
+        await it.run(LONG, node="n2")
+        monkeypatch.setattr(it.agents["n1"].runner, "state_attempts", asyncio.Event().wait)
+        settings = VerifierSettings(look_s_max=5.0, asked_at_once_max=2)
+        it.verifier = AttemptVerifier(
+            service=it.plane.service, nodes=it.plane.nodes, settings=settings
+        )
+        begun_s = it.clock.monotonic_s()
+        verdict = await it.verifier.verify()
+        assert (verdict.attempts, verdict.nodes_absent) == (1, ("n1",))
+        assert it.clock.monotonic_s() - begun_s == pytest.approx(5.0, abs=0.1)
+
+
+async def test_the_records_are_of_what_is_named_and_of_all_that_runs(
+    tmp_path: Path, database_url: str
+) -> None:
+    plane = ControlPlane(tmp_path, clock=FakeClock(), url=database_url)
+    await plane.feed.start()
+    agent = await FakeAgent.join(plane, "n1")
+    running, idle, named = [await dispatched(plane, agent, LONG) for _ in range(3)]
+    await agent.report(step(running, Status.RUNNING))
+    records = await plane.service.step_records({named, "gone"}, batch_max=1)
+    assert records.keys() == {(running, "one"), (named, "one")}
+    assert idle not in {pipeline_id for pipeline_id, _ in records}
+    assert records[running, "one"] == StepRecord(
+        pipeline_id=running,
+        step="one",
+        type=StepType.TASK,
+        node_id="n1",
+        pipeline_status=Status.RUNNING,
+        status=Status.RUNNING,
+        reason=Reason.NONE,
+        attempt=1,
+        granted_from=1,
+        granted_to=1,
+    )
+    await plane.stop()

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from gamenode.domain.access import Actor, ActorKind, ApiToken, Role
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.event import Event, EventFilter
+from gamenode.domain.explanation import Explanation, survey
 from gamenode.domain.inventory import Inventory, InventoryVersion
 from gamenode.domain.inventory_diff import InventoryDiff, diff
 from gamenode.domain.log import LogKey, LogSlice
@@ -36,6 +37,7 @@ from gamenode.domain.pipeline import (
     StepType,
     Waiting,
 )
+from gamenode.domain.placement import Candidate, Demand, decide
 from gamenode.domain.selector import Selector
 from gamenode.domain.verification import AttemptVerdict
 from gamenode.lib.clock import Instant, after
@@ -43,6 +45,7 @@ from gamenode.server.api.app import ApiSettings, Nouns, create_api
 from gamenode.server.api.operation import Authenticate
 from gamenode.server.events.audit import AuditRecord, AuditVerdict
 from gamenode.server.logs.streamer import From
+from gamenode.server.pipelines.planner import Plan
 
 NOW = Instant(1_795_557_600_123_456_789)  # 2026-11-24T22:00:00.123456789Z
 
@@ -543,6 +546,25 @@ class MemoryAudit:
         self.refused.append((operation, target, error.code))
 
 
+class MemoryPlanner:
+    """Gives the answers that a test wants."""
+
+    def __init__(self) -> None:
+        self.demand = Demand()
+        self.nodes: list[Candidate] = []
+        self.explanations: dict[str, Explanation] = {}
+        self.asked: list[NewPipeline] = []
+
+    async def plan(self, request: NewPipeline) -> Plan:
+        self.asked.append(request)
+        return Plan("hello", survey(decide(self.demand, self.nodes), self.demand))
+
+    async def explain(self, pipeline_id: str) -> Explanation:
+        if pipeline_id not in self.explanations:
+            raise GameNodeError(ErrorCode.PIPELINE_NOT_FOUND, f"no pipeline {pipeline_id}")
+        return self.explanations[pipeline_id]
+
+
 class MemoryVerifier:
     """Gives the verdict that a test wants."""
 
@@ -583,6 +605,7 @@ class Api:
         events: object | None = None,
     ) -> None:
         self.pipelines = MemoryPipelines()
+        self.planner = MemoryPlanner()
         self.verifier = MemoryVerifier()
         self.nodes = MemoryNodes()
         self.inventories = MemoryInventories()
@@ -595,6 +618,7 @@ class Api:
         self.nouns = Nouns(
             pipeline_manager=cast("Any", self.pipelines),
             pipeline_service=cast("Any", self.pipelines),
+            planner=cast("Any", self.planner),
             verifier=cast("Any", self.verifier),
             nodes=cast("Any", self.nodes),
             inventories=cast("Any", self.inventories),

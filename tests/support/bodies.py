@@ -20,6 +20,7 @@ def step(name: str = "fetch", status: str = "PENDING", **members: Any) -> dict[s
         "started_at": None,
         "ended_at": None,
         "instance_id": None,
+        "attempts_max": 1,
         **members,
     }
 
@@ -44,6 +45,57 @@ def pipeline(status: str = "RUNNING", *steps: dict[str, Any], **members: Any) ->
         "started_at": None,
         "ended_at": None,
         "retry_of": None,
+        "reservation": None,
+        **members,
+    }
+
+
+def node_verdict(node_id: str = "fra-07", *reasons: tuple[str, str], never: bool = False) -> Any:
+    return {
+        "node_id": node_id,
+        "fits": not reasons,
+        "never": never,
+        "reasons": [{"reason": reason, "detail": detail} for reason, detail in reasons],
+    }
+
+
+def _survey(nodes: tuple[Any, ...]) -> dict[str, Any]:
+    fitting, never = sum(each["fits"] for each in nodes), sum(each["never"] for each in nodes)
+    return {
+        "nodes": list(nodes),
+        "nodes_total": len(nodes),
+        "nodes_fitting": fitting,
+        "nodes_waiting": len(nodes) - fitting - never,
+        "nodes_never": never,
+    }
+
+
+def plan(*nodes: Any, **members: Any) -> dict[str, Any]:
+    nodes = nodes or (node_verdict(),)
+    return {
+        "name": "start-game",
+        "fits": True,
+        "never": False,
+        "node_id": "fra-07",
+        "gpu_id": None,
+        "ports": [],
+        "summary": "fits 1 of 1 node now; it would go to fra-07",
+        "reasons": [],
+        "next_step": "",
+        **_survey(nodes),
+        **members,
+    }
+
+
+def explanation(status: str = "RUNNING", *nodes: Any, **members: Any) -> dict[str, Any]:
+    message = "step fetch, try 1, runs for 3m"
+    return {
+        "pipeline_id": PIPELINE_ID,
+        "status": status,
+        "summary": message,
+        "reasons": [{"reason": status, "message": message, "nodes": [], "nodes_total": 0}],
+        "next_step": "",
+        **_survey(nodes),
         **members,
     }
 

@@ -94,14 +94,20 @@ class Started:
     """A program that was started; what it says goes to files."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], folder: Path, env: Mapping[str, str]
+        self,
+        name: str,
+        arguments: Sequence[str],
+        folder: Path,
+        env: Mapping[str, str],
+        *,
+        within: Sequence[str] = (),
     ) -> None:
-        """Start it."""
+        """Start it; `within` is a command that runs it in a surrounding of its own."""
         self.name = name
         self._stdout, self._stderr = folder / f"{name}.stdout", folder / f"{name}.stderr"
         with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gamenode", *arguments],
+                [*within, sys.executable, "-m", "gamenode", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -174,7 +180,9 @@ class Cluster:
 
     # Programs
 
-    def start(self, *arguments: str, name: str, **settings: str) -> Started:
+    def start(
+        self, *arguments: str, name: str, within: Sequence[str] = (), **settings: str
+    ) -> Started:
         """Start a program and do not wait for anything."""
         env = {
             **self._env,
@@ -182,7 +190,7 @@ class Cluster:
             **{f"GAMENODE_{key}": value for key, value in settings.items()},
         }
         number = len(self.started) + 1
-        started = Started(f"{number:03}-{name}", arguments, self.folder, env)
+        started = Started(f"{number:03}-{name}", arguments, self.folder, env, within=within)
         self.started.append(started)
         return started
 
@@ -205,14 +213,22 @@ class Cluster:
         self.until_connected(node)
         return agent
 
-    def agent_unawaited(self, node: str = "n1", *arguments: str, **settings: str) -> Started:
-        """Start the agent of a node."""
+    def agent_unawaited(
+        self,
+        node: str = "n1",
+        *arguments: str,
+        data: str = "",
+        within: Sequence[str] = (),
+        **settings: str,
+    ) -> Started:
+        """Start the agent of a node; `data` names its folder, where that is not the node's."""
         return self.start(
             *("agent", "--server", self.grpc, "--node", node),
-            *("--data", str(self.folder / "agents" / node)),
+            *("--data", str(self.folder / "agents" / (data or node))),
             *(() if "--runtime" in arguments else ("--runtime", "process")),
             *arguments,
             name=f"agent-{node}",
+            within=within,
             **settings,
         )
 

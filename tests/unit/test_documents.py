@@ -15,7 +15,10 @@ import pytest
 
 import gamenode.__main__  # noqa: F401 - adds the commands that run programs
 from gamenode.cli.main import cli
+from gamenode.domain.explanation import Cause
 from gamenode.domain.pipeline import Reason
+from gamenode.domain.placement import Misfit
+from gamenode.domain.verification import ViolationKind
 from gamenode.wire.pipeline_file import parse_pipeline, pipeline_json_schema
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -144,3 +147,8 @@ def test_the_list_of_settings_is_what_the_code_says() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_guide_to_placement_names_every_reason_and_every_violation() -> None:
+    named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", _text("docs/guide/placement.md")))
+    assert named >= {*Misfit, *Cause, *ViolationKind}

@@ -83,7 +83,9 @@ class Agent:
         self._runtime = runtime or _make_runtime(settings.agent, data, self._node_id, clock)
         self._link = link or GrpcLink(settings.agent.server, settings.link)
         self._owns_journal = journal is None
-        self._journal = journal or Journal(data / "journal.db", pool=pool)
+        self._journal = journal or Journal(
+            data / "journal.db", host_id=machine.host_id(_HOST), pool=pool
+        )
         self._outbox = Outbox()
         self._uploader = LogUploader(
             link=self._link,

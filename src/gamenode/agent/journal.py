@@ -25,14 +25,14 @@ from gamenode.wire.codec import pack_order, unpack_order
 
 _SCHEMA = """
 CREATE TABLE session (
-    id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL
+    id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL, host_id TEXT NOT NULL
 );
 CREATE TABLE state (
     id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL, maintenance TEXT NOT NULL
 );
 CREATE TABLE held (
     pipeline_id TEXT, attempt INTEGER, work BLOB, cancel_reason TEXT, cancel_message TEXT,
-    cancel_force INTEGER NOT NULL, accepted_at INTEGER,
+    cancel_force INTEGER NOT NULL, accepted_at INTEGER, abandoned INTEGER NOT NULL,
     PRIMARY KEY (pipeline_id, attempt)
 ) WITHOUT ROWID;
 CREATE TABLE tries (
@@ -86,6 +86,8 @@ class Held:
     accepted_at: Instant | None
     cancel: CancelOrder | None
     tries: tuple[Try, ...]
+    abandoned: bool = False
+    """Whether the journal may be older than what has happened to it (rule RL3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,18 +131,22 @@ class Journal:
         self,
         path: Path | None,
         *,
+        host_id: str = "",
         group_max: int = 256,
         queue_max: int = 10_000,
         pool: Executor | None = None,
     ) -> None:
         """Open or create the file at `path`; None: keep it in memory, for as long as this lives.
 
-        Writes run in `pool`, which stays open; without one, on a thread of their own.
+        `host_id` names the machine, where that can be told: on another one, a copied journal
+        continues nothing. Writes run in `pool`, which stays open; without one, on a thread of their
+        own.
 
         Raises:
             GameNodeError: CONFLICT, another build's tables are in it; UNAVAILABLE, it cannot be
                 written.
         """
+        self._host_id = host_id
         if path is not None:
             _make_private(path)
         self._connection = sqlite3.connect(
@@ -187,9 +193,11 @@ class Journal:
     # Read once, at start, before the loop has other work.
 
     def last_session_epoch(self) -> int | None:
-        """Return the newest session that was opened, or None."""
-        row = self._connection.execute("SELECT epoch FROM session").fetchone()
-        return row[0] if row else None
+        """Return the newest session that was opened, or None: none was, or not on this host."""
+        row = self._connection.execute("SELECT epoch, host_id FROM session").fetchone()
+        if row is None or (row[1] and self._host_id and row[1] != self._host_id):
+            return None
+        return int(row[0])
 
     def state(self) -> tuple[int, Maintenance]:
         """Return the maintenance state that the agent obeys, and its version."""
@@ -214,6 +222,7 @@ class Journal:
                     else None
                 ),
                 tries=self._tries(dispatch),
+                abandoned=bool(abandoned),
             )
             for (
                 pipeline_id,
@@ -223,9 +232,10 @@ class Journal:
                 message,
                 force,
                 accepted_at,
+                abandoned,
             ) in self._connection.execute(
                 "SELECT pipeline_id, attempt, work, cancel_reason, cancel_message, cancel_force,"
-                " accepted_at FROM held ORDER BY pipeline_id, attempt"
+                " accepted_at, abandoned FROM held ORDER BY pipeline_id, attempt"
             ).fetchall()
         ]
 
@@ -269,13 +279,24 @@ class Journal:
 
     # Written
 
-    async def open_session(self, epoch: int) -> None:
-        """Remember the newest session, to be named at the next registration (rule RL3)."""
-        await self._write(
-            "INSERT INTO session VALUES (1, ?)"
-            " ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch",
-            (epoch,),
-        )
+    async def open_session(self, epoch: int, *, continued: bool) -> None:
+        """Remember the newest session, to be named at the next registration (rule RL3).
+
+        If it is not `continued` from the one before, what is held is abandoned with it: the next
+        registration continues this session, and must not bring that back.
+        """
+        values = (epoch, self._host_id)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO session VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE"
+                " SET epoch = excluded.epoch, host_id = excluded.host_id",
+                values,
+            )
+            if not continued:
+                connection.execute("UPDATE held SET abandoned = 1")
+
+        await self._worker.submit(write)
 
     async def obey(self, version: int, maintenance: Maintenance) -> None:
         """Remember the maintenance state to obey, before it is confirmed (rule RM1)."""
@@ -293,7 +314,7 @@ class Journal:
         def write(connection: sqlite3.Connection) -> None:
             # It may be there, from a write whose outcome was not known.
             connection.execute(
-                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL, 0, ?) ON CONFLICT DO UPDATE SET"
+                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL, 0, ?, 0) ON CONFLICT DO UPDATE SET"
                 " work = excluded.work, accepted_at = excluded.accepted_at",
                 (dispatch.pipeline_id, dispatch.attempt, packed, now),
             )
@@ -305,7 +326,7 @@ class Journal:
     async def cancel(self, order: CancelOrder) -> None:
         """Remember that a dispatch must end, also one that was never accepted (rule RL2)."""
         await self._write(
-            "INSERT INTO held VALUES (?, ?, NULL, ?, ?, ?, NULL) ON CONFLICT DO UPDATE SET"
+            "INSERT INTO held VALUES (?, ?, NULL, ?, ?, ?, NULL, 0) ON CONFLICT DO UPDATE SET"
             " cancel_reason = excluded.cancel_reason, cancel_message = excluded.cancel_message,"
             " cancel_force = excluded.cancel_force",
             (

@@ -60,6 +60,10 @@ from gamenode.lib.groups import QueueFullError
 from gamenode.lib.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
+_ABANDONED: Final = (
+    "not started: the agent's journal does not continue the node's last session (a restored or"
+    " copied data folder), so it is not known whether this has run"
+)
 _RUN_STATES: Final = {
     type(None): RunState.ABSENT,
     Running: RunState.RUNNING,
@@ -107,8 +111,6 @@ class _Work:
 
     dispatch: Dispatch
     order: ExecuteOrder | None
-    resumed: bool = False
-    """Known from the journal alone, which may be a restored copy of an older one."""
     tries: dict[LogKey, Try] = field(default_factory=dict)
     accepted_s: float = 0.0
     """When it was accepted, on the monotonic clock, by which alone time runs out (rule RA6)."""
@@ -124,6 +126,10 @@ class _Work:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     failed: Outcome | None = None
     """The end that decides the pipeline's, once a step went wrong."""
+    confirmed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the server has heard that this is held, by the agent that runs now."""
+    abandoned: bool = False
+    """Whether the journal may be older than what has happened: nothing more is started (RL3)."""
 
 
 class Runner:
@@ -157,12 +163,11 @@ class Runner:
         self._journaled_version = self._state_version
         self._state_lock = asyncio.Lock()
         self._services: dict[LogKey, KeptService] = {}
-        self._agreed = asyncio.Event()
 
     def resume(self) -> None:
         """Go on with everything that the journal holds.
 
-        What lives is looked after at once. Nothing is started before `agree`: a journal that was
+        What lives is looked after at once. Nothing is started before `confirm`: a journal that was
         restored from a copy holds work that has ended since, and whose remains are gone (P1, RL3).
         """
         services, held = self._journal.services(), self._journal.held()
@@ -175,10 +180,6 @@ class Runner:
         for one in held:
             self._begin(one)
         _ = self._supervisor.start("remains", self._remove_remains())
-
-    def agree(self) -> None:
-        """Let resumed work go on: the server knows what is held, and what it does not want ends."""
-        self._agreed.set()
 
     def held(self) -> list[Dispatch]:
         """Return every dispatch that the server has not released."""
@@ -250,6 +251,27 @@ class Runner:
     def living_instances(self) -> LivingInstances:
         """Return what services left running, and has not ended."""
         return LivingInstances(frozenset(kept.instance_id for kept in self._services.values()))
+
+    def abandon(self) -> None:
+        """Start nothing any more of what is held now; what runs may end.
+
+        The server does not take this session for a continuation of the one before: a journal that
+        was restored or copied says of what others have run since that it has not begun.
+
+        Source: RL3, promise P1.
+        """
+        for work in self._works.values():
+            work.abandoned = True
+
+    def confirm(self) -> None:
+        """Let what the journal holds go on: the server has heard of it, and unwanted is ended.
+
+        Until then what runs is adopted, and nothing is created.
+
+        Source: RL1, RL3, promise P1.
+        """
+        for work in self._works.values():
+            work.confirmed.set()
 
     async def state_attempts(self) -> OrderAnswer:
         """Return every run that the journal or the host holds; refuse where that cannot be said.
@@ -397,6 +419,7 @@ class Runner:
         first = _first_key(order)
         now = self._clock.now()
         work = _Work(order.dispatch, order, accepted_s=self._clock.monotonic_s(), fresh=first)
+        work.confirmed.set()
         if first is not None:
             work.tries[first] = Try(key=first)
         # In the table before the journal answers: a statement made meanwhile must not leave it out.
@@ -432,11 +455,11 @@ class Runner:
         work = _Work(
             held.dispatch,
             held.order,
-            resumed=True,
             tries={made.key: made for made in held.tries},
             accepted_s=self._monotonic_of(held.accepted_at),
             cancel=held.cancel,
             journaled_cancel=held.cancel,
+            abandoned=held.abandoned,
         )
         if held.cancel is not None:
             work.cancelled.set()
@@ -532,7 +555,7 @@ class Runner:
                 outcome = await self._try(work, step, key, limits)
             # What a node does not allow, it does not allow the next time either.
             last = number + 1 == step.attempts or outcome.reason is Reason.POLICY
-            if outcome.status is not Status.FAILED or last or limits.reached:
+            if outcome.status is not Status.FAILED or last or limits.reached or work.abandoned:
                 await self._report_end(work, step, key, outcome)
                 if outcome.status is not Status.COMPLETED and work.failed is None:
                     work.failed = outcome
@@ -559,6 +582,9 @@ class Runner:
         elif key != fresh:
             found = await self._runtime.find(key)
         if found is None:
+            await _first_of([work.confirmed.wait(), *limits.waits()], timeout_s=None)
+            if work.abandoned and not limits.reached:
+                return await self._ended(work, key, _not_started(Reason.NODE_LOST, _ABANDONED))
             try:
                 started = await self._start_try(work, step, key, limits)
             except StartError as error:
@@ -594,15 +620,12 @@ class Runner:
     ) -> Instant | Outcome:
         """Start a run; return when it started, or why it never did.
 
-        What was resumed waits for the server first, and goes on without it only to its end. What
-        takes long comes before the start, where a cancel can still prevent it (P11).
+        What takes long comes before the start, where a cancel can still prevent it (P11).
 
         Raises:
             StartError: it certainly did not start; POLICY, this node does not allow it.
             GameNodeError: the container's texts cannot be filled in.
         """
-        if work.resumed and not self._agreed.is_set():
-            await _first_of([self._agreed.wait(), *limits.waits()], timeout_s=None)
         pipeline_id = key.pipeline_id
         if missing := self._secrets.missing(pipeline_id, step.container):
             raise StartError(

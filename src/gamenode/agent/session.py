@@ -44,6 +44,7 @@ from gamenode.domain.node import (
     Maintenance,
     Registration,
     RegistrationAnswer,
+    generation_of,
 )
 from gamenode.domain.pipeline import PipelineReport, Reason, Report
 from gamenode.lib.backoff import Backoff
@@ -194,6 +195,8 @@ class Session:
         self._supervisor = Supervisor()
         self._node_id = ""
         self._boot_id = ""
+        self._continued = True
+        """Whether the server takes this session for the one before; until its first welcome."""
         self._answer: RegistrationAnswer | None = None
         self._epoch = journal.last_session_epoch()
         self._stream_number = 0
@@ -282,9 +285,14 @@ class Session:
         answer = await self._link.register(registration)
         if not answer.session_id:
             raise LinkError(f"registration refused: {answer.message}", transient=False)
+        # A restored server does not know the newest session; the journal is no older for that.
+        self._continued = answer.continuation or (
+            self._epoch is not None
+            and generation_of(answer.session_epoch) > generation_of(self._epoch)
+        )
         # On disk before it is used: a crash in between costs one unused epoch, which the server
         # allows for; the other order would lose continuity (rule RL3).
-        await self._journal.open_session(answer.session_epoch)
+        await self._journal.open_session(answer.session_epoch, continued=self._continued)
         self._epoch = answer.session_epoch
         self._answer = answer
         self._node_id = registration.node_id
@@ -363,13 +371,18 @@ class Session:
         # Who follows what, the server says anew on every stream.
         for followed in list(self._followed):
             self._set_live(followed, live=False)
+        if not self._continued:
+            # Of what is held now, and not again on this session's later streams.
+            self._runner.abandon()
+            self._continued = True
         ends = [self._end(dispatch) for dispatch in welcome.unwanted]
-        _ = self._supervisor.start("agree", self._agree(ends))
+        _ = self._supervisor.start("welcome", self._settle(ends))
 
-    async def _agree(self, ends: Sequence[asyncio.Task[None]]) -> None:
+    async def _settle(self, ends: Sequence[asyncio.Task[None]]) -> None:
+        """Let what is held go on, once all that the server does not want has been ended."""
         if ends:
             await asyncio.wait(ends)
-        self._runner.agree()
+        self._runner.confirm()
 
     def _hear(self, stream: AgentStream, word: ServerWord | None) -> None:
         match word:

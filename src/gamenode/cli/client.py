@@ -162,11 +162,19 @@ class ApiClient:
         )
         return self.send(request).json()
 
-    def post(self, path: str, body: Body, *, headers: Mapping[str, str] | None = None) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Body,
+        *,
+        query: Query | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         """Post `body` to `path` below /api/v1; return the answer's JSON."""
         content = json.dumps(body, ensure_ascii=False).encode()
         headers = {"Content-Type": "application/json", **(headers or {})}
-        return self.send(Request("POST", API + path, body=content, headers=headers)).json()
+        request = Request("POST", API + path, query or {}, body=content, headers=headers)
+        return self.send(request).json()
 
     def items(self, path: str, query: Query) -> Iterator[Body]:
         """Yield every item of the list at `path`, page after page, as far as they are asked for."""

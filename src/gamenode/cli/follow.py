@@ -9,11 +9,12 @@ from typing import Final, Protocol
 from gamenode.cli import terminal
 from gamenode.cli.client import API, ApiClient, Body, Query, Request, segment
 from gamenode.cli.errors import ApiError, SilentError
-from gamenode.cli.output import instant, span
+from gamenode.cli.output import instant
 from gamenode.cli.patience import Patience
 from gamenode.cli.settings import CliSettings
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.pipeline import TERMINAL, Reason, Status
+from gamenode.domain.quantity import span
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock
 
 _OFFSET_HEADER: Final = "log-offset"

@@ -143,7 +143,7 @@ cli = Program(
     help="GameNode: the control plane for a fleet of game hosts.",
     epilog="Exit codes: 0 done; 1 error on the server; 2 usage or invalid input; 3 the work ended"
     " badly; 4 not allowed; 5 not found; 6 conflict; 7 unavailable, try again; 8 the wait timed"
-    " out; 130 interrupted.",
+    " out; 10 differences found; 130 interrupted.",
 )
 for _name, _target, _short_help in _COMMANDS:
     cli.add_lazy(_name, _target, _short_help)

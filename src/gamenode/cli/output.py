@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO
 from gamenode.cli import terminal
 from gamenode.cli.errors import Problem, describe
 from gamenode.domain.errors import invalid
+from gamenode.domain.quantity import parse_time, span
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 
 Body = Mapping[str, Any]
@@ -340,20 +341,8 @@ def age(value: str | None, now: Instant) -> str:
     return "" if moment is None else span(max(0.0, (now - moment) / NANOSECONDS_PER_S))
 
 
-def span(seconds: float) -> str:
-    """Return a length of time in about two digits: `0.4s`, `12s`, `3m`, `2h`, `9d`."""
-    if seconds < 10:  # noqa: PLR2004 - below ten, a second's tenths are of interest
-        return f"{seconds:.1f}s"
-    for unit_s, unit, unit_max in ((1, "s", 120), (60, "m", 120), (3600, "h", 48)):
-        if seconds < unit_s * unit_max:
-            return f"{int(seconds // unit_s)}{unit}"
-    return f"{int(seconds // 86400)}d"
-
-
 def instant(value: str | None) -> Instant | None:
     """Return the instant that a body writes; `None` where it writes none."""
-    from gamenode.domain.quantity import parse_time  # noqa: PLC0415 - only tables need it
-
     return parse_time(value, Instant(0)) if value else None
 
 

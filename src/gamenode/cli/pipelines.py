@@ -10,9 +10,10 @@ from gamenode.cli.command import Command, Group, Invocation, pass_invocation
 from gamenode.cli.follow import duration_s
 from gamenode.cli.inputs import Inputs
 from gamenode.cli.names import complete_nodes, complete_pipelines, pipeline_id
-from gamenode.cli.output import Body, Column, Part, View, age, field, labels, short_id, span
+from gamenode.cli.output import Body, Column, Part, View, age, field, labels, short_id
 from gamenode.cli.watch import show_list
 from gamenode.domain.pipeline import TERMINAL, Status
+from gamenode.domain.quantity import size_text, span
 
 
 def _progress(pipeline: Body) -> str:
@@ -24,6 +25,29 @@ def _span_or_nothing(seconds: float | None, _now: Any) -> str:
     return "" if seconds is None else span(seconds)
 
 
+def _try(step: Body) -> str:
+    attempt, most = step["attempt"], step.get("attempts_max") or 0
+    return f"{attempt} of {most}" if most > 1 and attempt else str(attempt or "")
+
+
+def _gpu(pipeline: Body) -> str:
+    gpu: Body = field("reservation.gpu")(pipeline) or {}
+    slots = gpu.get("slots", 0)
+    return f"{gpu['id']} ({slots} slot{'s' if slots != 1 else ''})" if gpu else ""
+
+
+def _ports(pipeline: Body) -> str:
+    return ",".join(field("reservation.ports")(pipeline) or ())
+
+
+def _size_or_nothing(size_bytes: int | None, _now: Any) -> str:
+    return size_text(size_bytes) if size_bytes else ""
+
+
+def _number_or_nothing(number: float | None, _now: Any) -> str:
+    return f"{number:g}" if number else ""
+
+
 _STEPS: Final = Part(
     "steps",
     (
@@ -33,7 +57,7 @@ _STEPS: Final = Part(
         Column("REASON", field("reason")),
         Column("EXIT", field("exit_code")),
         Column("SIGNAL", field("signal")),
-        Column("ATTEMPT", field("attempt")),
+        Column("ATTEMPT", _try),
         Column("STARTED", field("started_at"), age),
         Column("TOOK", duration_s, _span_or_nothing),
         Column("MESSAGE", field("message")),
@@ -58,6 +82,10 @@ VIEW: Final = View(
             lambda body: body["message"] if body.get("waiting") else "",
             wide=True,
         ),
+        Column("CPUS", field("reservation.cpus"), _number_or_nothing, wide=True),
+        Column("MEMORY", field("reservation.memory_bytes"), _size_or_nothing, wide=True),
+        Column("GPU", _gpu, wide=True),
+        Column("PORTS", _ports, wide=True),
         Column("CANCEL_REQUESTED", field("cancel_requested_at"), age, wide=True),
         Column("CANCEL_REASON", field("cancel_reason"), wide=True),
         Column("CREATED_BY", field("created_by"), wide=True),
@@ -206,3 +234,7 @@ def schema(invocation: Invocation) -> None:
     )
 
     invocation.output.document(pipeline_json_schema())
+
+
+pipelines.add_lazy("plan", "gamenode.cli.plan:plan", "Say which nodes could take a pipeline.")
+pipelines.add_lazy("explain", "gamenode.cli.plan:explain", "Say why a pipeline is where it is.")

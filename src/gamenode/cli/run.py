@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -15,18 +15,17 @@ from gamenode.cli.errors import (
     ApiError,
     UnreachableError,
 )
-from gamenode.cli.follow import Deadline, PipelineFollower, log_source, outcome
-from gamenode.cli.inputs import Inputs, ask, can_ask
-from gamenode.cli.names import complete_nodes
+from gamenode.cli.follow import Deadline, PipelineFollower, outcome
+from gamenode.cli.inputs import ask, can_ask
 from gamenode.cli.output import Format
 from gamenode.cli.pipelines import VIEW
+from gamenode.cli.request import read_request, request_options
+from gamenode.cli.tail import tell_tail
 from gamenode.cli.terminal import BOLD, RED
 from gamenode.cli.transcript import Style, Transcript
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.pipeline import Status
 from gamenode.lib.ids import UuidV7
-
-_TAIL_S: Final = 10.0
 
 
 @click.command(
@@ -38,53 +37,35 @@ _TAIL_S: Final = 10.0
     gamenode run start.yaml -l zone=a --detach
     """,
 )
-@click.argument("file", type=click.Path())
-@click.option(
-    "-a", "--arg", "args", multiple=True, metavar="K=V", help="An arg; @FILE or - as its value."
-)
-@click.option("-e", "--env", "envs", multiple=True, metavar="K=V", help="As -a, for an env.")
-@click.option("--node", default="", shell_complete=complete_nodes, help="Run on this node.")
-@click.option("-l", "--selector", default="", help="Run on a node that this fits.")
+@request_options
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher ones go first.")
 @click.option("--key", help="The same key never starts a second one; made up if not given.")
 @click.option("--detach", is_flag=True, help="Print the id and leave.")
 @pass_invocation
 def run(
     invocation: Invocation,
+    /,
     *,
-    file: str,
-    args: tuple[str, ...],
-    envs: tuple[str, ...],
-    node: str,
-    selector: str,
     priority: int,
     key: str | None,
     detach: bool,
+    **asked: Any,
 ) -> int:
     """Start the pipeline in FILE (- is standard input) and show its log until it ends.
 
     Ends with 0 only if the pipeline is COMPLETED, and with 3 if it is not. Ctrl-C leaves it
     running.
     """
-    inputs = Inputs(bytes_max=invocation.settings.file_bytes_max)
-    invocation.file = file.removeprefix("@")
-    request: dict[str, Any] = {
-        "file": inputs.file(file, field="FILE"),
-        "args": inputs.pairs(args, option="-a"),
-        "envs": inputs.pairs(envs, option="-e"),
-        "node": node,
-        "selector": selector,
-        "priority": priority,
-    }
+    request = {**read_request(invocation, **asked), "priority": priority}
     key = key or UuidV7(invocation.clock).new()
     try:
         try:
             pipeline = _create(invocation, request, key)
         except ApiError as error:
-            asked = _ask_missing(invocation, request, error) if can_ask() else {}
-            if not asked:
+            typed = _ask_missing(invocation, request, error) if can_ask() else {}
+            if not typed:
                 raise
-            request["args"] = {**request["args"], **asked}
+            request["args"] = {**request["args"], **typed}
             pipeline = _create(invocation, request, key)
     except KeyboardInterrupt:
         invocation.output.tell(
@@ -200,25 +181,5 @@ def _attend(invocation: Invocation, pipeline: Body) -> int:
             # On a terminal its last lines may stand right above.
             seen = output.on_terminal() and follower.last_written == (step["name"], step["attempt"])
             if step["attempt"] and not seen:
-                _tell_tail(invocation, ended["id"], step)
+                tell_tail(invocation, ended["id"], step)
     return EXIT_ENDED_BADLY
-
-
-def _tell_tail(invocation: Invocation, pipeline_id: str, step: Body) -> None:
-    output = invocation.output
-    transcript = Transcript(output, Style(), to_stderr=True)
-    try:
-        log_source(
-            invocation.client,
-            pipeline_id,
-            step["name"],
-            attempt=step["attempt"],
-            begin={"tail": invocation.settings.tail_lines},
-            patience=invocation.patience(),
-            settings=invocation.settings,
-        ).read(transcript.write, follow=False, deadline=Deadline(invocation.clock, _TAIL_S))
-    except (ApiError, GameNodeError) as error:
-        # The pipeline's end is the news; that its last lines could not be had is a remark to it.
-        if not (isinstance(error, ApiError) and error.code == ErrorCode.LOG_NOT_FOUND):
-            output.tell(f"its last lines could not be read: {error}")
-    transcript.pause()

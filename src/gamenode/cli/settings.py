@@ -24,7 +24,7 @@ class CliSettings:
     retry_s_first: float = 0.1
     retry_s_most: float = 2.0
     verify_s_max: float = 600.0
-    """For the server to walk along a long audit log."""
+    """For the server to walk along a long audit log, or to ask every node what it holds."""
     poll_s_first: float = 0.1
     """Between two looks at a pipeline in which nothing moves; its end is answered at once."""
     poll_s_most: float = 1.0

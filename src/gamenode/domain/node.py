@@ -156,6 +156,15 @@ class NodePatch:
     """Labels to set; None removes one."""
 
 
+EPOCHS_PER_GENERATION: Final = 1 << 32
+"""A session's epoch counts below its database's generation, so a restored one never repeats any."""
+
+
+def generation_of(epoch: int) -> int:
+    """Return the generation of the server's database in which a session was opened (rule RC6)."""
+    return epoch // EPOCHS_PER_GENERATION
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """What a Register opened: who speaks, under which durable number (rule RL3)."""

@@ -69,6 +69,14 @@ class Reason(StrEnum):
     AGENT_STOPPED = "AGENT_STOPPED"
 
 
+class OnLost(StrEnum):
+    """What becomes of a pipeline whose node disappears."""
+
+    WAIT = "wait"  # for the node, however long
+    FAIL = "fail"  # after a time; it may still run there
+    RESTART = "restart"  # elsewhere, once the node's attempt is known to have ended
+
+
 class StepType(StrEnum):
     """What a step leaves behind."""
 
@@ -277,6 +285,22 @@ class Step:
     started_at: Instant | None
     ended_at: Instant | None
     instance_id: str
+    granted_to: int = 0
+    """The last try that may be made, until it is dispatched anew (rule RA5)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """What a pipeline holds of its node, until that says that nothing of it lives (rule RA3)."""
+
+    cpu_millis: int
+    memory_bytes: int
+    gpu_id: str
+    """Empty: no GPU."""
+    gpu_slots: int
+    gpu_memory_bytes: int
+    ports: tuple[str, ...]
+    """Ports of the host, such as `8080/tcp`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,6 +345,12 @@ class Pipeline:
     started_at: Instant | None
     ended_at: Instant | None
     retry_of: str
+    on_lost: OnLost = OnLost.WAIT
+    extended_s: float = 0.0
+    """By how much its limits were extended, in all."""
+    may_still_run: bool = False
+    """It has ended here without its node's word, which may still run it (rule RA3)."""
+    reservation: Reservation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

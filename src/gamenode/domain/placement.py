@@ -89,12 +89,12 @@ _WORDS: Final[Mapping[Misfit, tuple[str, str]]] = {
     Misfit.OFFLINE: ("offline", "offline"),
     Misfit.CONDITION: ("has the condition {}", "have the condition {}"),
     Misfit.BUSY: ("at its limit of pipelines", "at their limit of pipelines"),
-    Misfit.CPU: ("has no {} CPUs free", "have no {} CPUs free"),
-    Misfit.MEMORY: ("has no {} of memory free", "have no {} of memory free"),
+    Misfit.CPU: ("has fewer than {} CPUs free", "have fewer than {} CPUs free"),
+    Misfit.MEMORY: ("has less than {} of memory free", "have less than {} of memory free"),
     Misfit.GPU_SLOTS: ("has no {}", "have no {}"),
     Misfit.GPU_MEMORY: ("has no GPU with {} free", "have no GPU with {} free"),
     Misfit.PORT: ("has port {} in use", "have port {} in use"),
-    Misfit.PORTS: ("has no {} free", "have no {} free"),
+    Misfit.PORTS: ("has fewer than {} free", "have fewer than {} free"),
     Misfit.GROUP: ("{}", "{}"),
 }
 """For one node and for several; what was asked for stands in the braces."""
@@ -279,8 +279,10 @@ class Decision:
 
         At most `named_max` nodes are named in each.
         """
-        if self.node_id is not None:
-            return ()
+        return self.against(named_max) if self.node_id is None else ()
+
+    def against(self, named_max: int = 20) -> tuple[Waiting, ...]:
+        """Return what speaks against nodes, whether or not there is another one: as `waiting`."""
         against: dict[tuple[Misfit, str], list[str]] = {}
         for verdict in self.verdicts:
             if verdict.objections:

@@ -92,6 +92,16 @@ def size_text(size_bytes: int) -> str:
     return f"{round(size_bytes / 1024**power, 2):g}{_UNITS[power]}"
 
 
+def span(seconds: float) -> str:
+    """Return a length of time in about two digits: `0.4s`, `12s`, `3m`, `2h`, `9d`."""
+    if seconds < 10:  # noqa: PLR2004 - below ten, a second's tenths are of interest
+        return f"{seconds:.1f}s"
+    for unit_s, unit, unit_max in ((1, "s", 120), (60, "m", 120), (3600, "h", 48)):
+        if seconds < unit_s * unit_max:
+            return f"{int(seconds // unit_s)}{unit}"
+    return f"{int(seconds // 86400)}d"
+
+
 def parse_time(text: str, now: Instant, *, field: str = "time") -> Instant:
     """Return the instant that `text` names.
 

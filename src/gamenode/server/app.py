@@ -48,6 +48,7 @@ from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.nodes.service import GameNodeService
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.manager import PipelineManager
+from gamenode.server.pipelines.planner import Planner
 from gamenode.server.pipelines.retention import Retention
 from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.server.pipelines.service import GamePipelineGRPCService
@@ -176,6 +177,12 @@ class Server:
                     Nouns(
                         pipeline_manager=self._pipelines,
                         pipeline_service=self._pipeline_service,
+                        planner=Planner(
+                            pipelines=self._pipelines,
+                            service=self._pipeline_service,
+                            nodes=self._nodes,
+                            clock=clock,
+                        ),
                         verifier=AttemptVerifier(
                             service=self._pipeline_service,
                             nodes=self._nodes,

@@ -16,6 +16,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from gamenode.domain import access, audit, verification
 from gamenode.domain import event as events
+from gamenode.domain import explanation as explanations
 from gamenode.domain import inventory as inventories
 from gamenode.domain import inventory_diff as diffs
 from gamenode.domain import log as logs
@@ -232,6 +233,26 @@ class Step(Struct, frozen=True, kw_only=True):
     started_at: Time | None
     ended_at: Time | None
     instance_id: str | None
+    attempts_max: int
+    """The last try that may be made; 0 before a dispatch."""
+
+
+class ReservedGpu(Struct, frozen=True, kw_only=True):
+    """What a pipeline holds of a GPU."""
+
+    id: str
+    slots: int
+    memory_bytes: int
+
+
+class Reservation(Struct, frozen=True, kw_only=True):
+    """What a pipeline holds of its node, until that says that nothing of it lives."""
+
+    cpus: float
+    memory_bytes: int
+    gpu: ReservedGpu | None
+    ports: Sequence[str]
+    """Ports of the host, such as `8080/tcp`."""
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
@@ -265,6 +286,8 @@ class Pipeline(Struct, frozen=True, kw_only=True):
     started_at: Time | None
     ended_at: Time | None
     retry_of: str | None
+    reservation: Reservation | None
+    """Null before a dispatch, and once its node has said that nothing of it lives."""
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -470,6 +493,76 @@ class Version(Struct, frozen=True, kw_only=True):
     api: str
 
 
+class Because(Struct, frozen=True, kw_only=True):
+    """One reason, and the nodes that it is about."""
+
+    reason: str
+    """For programs."""
+    message: str
+    nodes: Sequence[str]
+    """Some of them."""
+    nodes_total: int
+
+
+class Objection(Struct, frozen=True, kw_only=True):
+    """One thing that speaks against a node."""
+
+    reason: str
+    """For programs."""
+    detail: str
+
+
+class NodeVerdict(Struct, frozen=True, kw_only=True):
+    """Whether a node could take a pipeline now, and everything that speaks against it."""
+
+    node_id: str
+    fits: bool
+    never: bool
+    """Whether waiting does not help: somebody must change the node, or the file."""
+    reasons: Sequence[Objection]
+
+
+class Survey(Struct, frozen=True, kw_only=True):
+    """What the nodes are to a pipeline: counts of all, verdicts of some."""
+
+    nodes: Sequence[NodeVerdict]
+    """At most `limit`: who fits first, then who may later, then who never can."""
+    nodes_total: int
+    nodes_fitting: int
+    nodes_waiting: int
+    """How many may fit later."""
+    nodes_never: int
+
+
+class Plan(Survey, frozen=True, kw_only=True):
+    """What would become of a pipeline if it were created now."""
+
+    name: str
+    fits: bool
+    """Whether a node would take it now."""
+    never: bool
+    """Whether waiting does not help."""
+    node_id: str | None
+    """Where it would go."""
+    gpu_id: str | None
+    """The GPU that it would be given there."""
+    ports: Sequence[int]
+    """The host ports that it would be given there, where it leaves them to the node."""
+    summary: str
+    reasons: Sequence[Because]
+    next_step: Annotated[str, Meta(description="What to do.")]
+
+
+class Explanation(Survey, frozen=True, kw_only=True):
+    """Why a pipeline waits, has failed, or has not ended yet; nodes, while it waits for one."""
+
+    pipeline_id: str
+    status: pipelines.Status
+    summary: str
+    reasons: Sequence[Because]
+    next_step: Annotated[str, Meta(description="What to do.")]
+
+
 class AttemptViolation(Struct, frozen=True, kw_only=True):
     """One thing that must not be."""
 
@@ -656,6 +749,19 @@ def _encode_step(step: pipelines.Step) -> Step:
         started_at=_time_or_null(step.started_at),
         ended_at=_time_or_null(step.ended_at),
         instance_id=step.instance_id or None,
+        attempts_max=step.granted_to,
+    )
+
+
+def _encode_reservation(held: pipelines.Reservation | None) -> Reservation | None:
+    if held is None:
+        return None
+    gpu = ReservedGpu(id=held.gpu_id, slots=held.gpu_slots, memory_bytes=held.gpu_memory_bytes)
+    return Reservation(
+        cpus=held.cpu_millis / 1000,
+        memory_bytes=held.memory_bytes,
+        gpu=gpu if held.gpu_id else None,
+        ports=held.ports,
     )
 
 
@@ -689,6 +795,7 @@ def encode_pipeline(pipeline: pipelines.Pipeline) -> Pipeline:
         started_at=_time_or_null(pipeline.started_at),
         ended_at=_time_or_null(pipeline.ended_at),
         retry_of=pipeline.retry_of or None,
+        reservation=_encode_reservation(pipeline.reservation),
     )
 
 
@@ -771,6 +878,69 @@ def encode_audit(number: int, entry: audit.AuditEntry) -> AuditEntry:
         after=entry.after,
         request_id=entry.request_id,
     )
+
+
+def encode_plan(name: str, survey: explanations.Survey, *, limit: int) -> Plan:
+    """Return the body of a plan, with the verdicts of at most `limit` nodes."""
+    return Plan(
+        name=name,
+        fits=bool(survey.node_id),
+        never=survey.never,
+        node_id=survey.node_id or None,
+        gpu_id=survey.gpu_id or None,
+        ports=survey.ports,
+        summary=survey.summary,
+        reasons=_encode_reasons(survey.reasons),
+        next_step=survey.next_step,
+        **_survey_fields(survey, limit),
+    )
+
+
+def encode_explanation(explanation: explanations.Explanation, *, limit: int) -> Explanation:
+    """Return the body of an explanation, with the verdicts of at most `limit` nodes."""
+    return Explanation(
+        pipeline_id=explanation.pipeline_id,
+        status=explanation.status,
+        summary=explanation.summary,
+        reasons=_encode_reasons(explanation.reasons),
+        next_step=explanation.next_step,
+        **_survey_fields(explanation.survey, limit),
+    )
+
+
+def _encode_reasons(reasons: Sequence[explanations.Because]) -> list[Because]:
+    return [
+        Because(
+            reason=each.reason,
+            message=each.message,
+            nodes=each.nodes,
+            nodes_total=each.nodes_total,
+        )
+        for each in reasons
+    ]
+
+
+def _survey_fields(survey: explanations.Survey | None, limit: int) -> dict[str, Any]:
+    verdicts = survey.verdicts if survey is not None else ()
+    fitting, waiting = (survey.fitting, survey.waiting) if survey is not None else (0, 0)
+    return {
+        "nodes": [
+            NodeVerdict(
+                node_id=verdict.node_id,
+                fits=not verdict.objections,
+                never=verdict.never,
+                reasons=[
+                    Objection(reason=each.misfit, detail=explanations.detail(each))
+                    for each in verdict.objections
+                ],
+            )
+            for verdict in verdicts[:limit]
+        ],
+        "nodes_total": len(verdicts),
+        "nodes_fitting": fitting,
+        "nodes_waiting": waiting,
+        "nodes_never": len(verdicts) - fitting - waiting,
+    }
 
 
 def encode_attempt_verdict(verdict: verification.AttemptVerdict) -> AttemptVerdict:

@@ -149,8 +149,10 @@ class Node:
         self.host = RecordingHost(clock=self.clock)
         self.begin()
 
-    def begin(self, *, agree: bool = True) -> None:
-        self.journal = Full(self.folder / "journal.db")
+    def begin(self, *, continued: bool | None = True) -> None:
+        """Start the agent's part; `continued` is what its server says, None: it is away."""
+        self.journal_path = self.folder / "journal.db"
+        self.journal = Full(self.journal_path)
         self.uploader = LogUploader(
             link=self.server, spool=LogSpool(self.folder / "spool"), settings=UploaderSettings()
         )
@@ -172,8 +174,10 @@ class Node:
             settings=RunnerSettings(),
         )
         self.runner.resume()
-        if agree:
-            self.runner.agree()
+        if continued is False:
+            self.runner.abandon()
+        if continued is not None:
+            self.runner.confirm()
 
     def instances_changed(self) -> None:
         self.living.append(self.runner.living_instances().ids)
@@ -188,9 +192,9 @@ class Node:
         await self.journal.close()
         self.reports.clear()
 
-    async def restart(self, *, agree: bool = True) -> None:
+    async def restart(self, *, continued: bool | None = True) -> None:
         await self.crash()
-        self.begin(agree=agree)
+        self.begin(continued=continued)
 
     def end(self) -> PipelineReport | None:
         """Return the pipeline's end, as it was reported."""
@@ -569,11 +573,11 @@ async def test_what_a_restart_brings_back_starts_nothing_before_the_server_agree
     async with on_a_node(tmp_path) as node:
         await node.runner.take(order(step(duration_s=5), step("two")))
         await node.started()
-        await node.restart(agree=False)
+        await node.restart(continued=None)
         await asyncio.sleep(60)
         assert node.step().status is Status.COMPLETED  # what lived was looked after
         assert len(node.host.starts) == 1
-        node.runner.agree()
+        node.runner.confirm()
         assert await node.ended() is Status.COMPLETED
         assert len(node.host.starts) == 2
 
@@ -583,9 +587,9 @@ async def test_what_a_restart_brings_back_and_nobody_wants_never_starts(tmp_path
     async with on_a_node(tmp_path) as node:
         await node.runner.take(order(step(duration_s=5), step("two")))
         await node.started()
-        await node.restart(agree=False)
+        await node.restart(continued=None)
         await node.runner.take(cancel(force=True))
-        node.runner.agree()
+        node.runner.confirm()
         assert await node.ended() is Status.CANCELLED
         assert len(node.host.starts) == 1
 
@@ -636,6 +640,82 @@ def test_a_crash_at_any_moment_changes_nothing_in_the_end(
 
 
 # Ends
+
+
+@virtual_time
+async def test_a_restarted_agent_creates_nothing_before_its_server_has_heard_what_it_holds(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=5), step("two")))
+        await node.started()
+        await node.restart(continued=None)
+        await asyncio.sleep(60.0)
+        assert [key.step for key in node.host.starts] == ["one"]  # adopted, and ended
+        node.runner.confirm()
+        assert await node.ended() is Status.COMPLETED
+
+
+@virtual_time
+async def test_what_a_journal_that_continues_nothing_has_begun_is_adopted_and_nothing_else_starts(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(
+            order(
+                step(duration_s=5),
+                step("two", attempts=3),
+                step("tidy", condition=Condition.ALWAYS),
+            )
+        )
+        await node.started()
+        await node.restart(continued=False)
+        assert await node.ended() is Status.FAILED
+        end = node.end()
+        assert end is not None
+        assert end.reason is Reason.NODE_LOST
+        assert "restored or copied" in end.message
+        assert [key.step for key in node.host.starts] == ["one"]
+        assert node.step("one").status is Status.COMPLETED
+        assert node.step("tidy").reason is Reason.NODE_LOST
+
+
+def snapshot(source: Path, target: Path) -> None:
+    """Copy a journal that nobody has open over another."""
+    with sqlite3.connect(source) as one, sqlite3.connect(target) as other:
+        one.backup(other)
+    one.close()
+    other.close()
+
+
+@virtual_time
+async def test_a_restored_journal_does_not_start_again_what_has_run(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=5)))
+        await node.started()
+        await node.crash()
+        snapshot(node.journal_path, tmp_path / "snapshot")
+        node.begin()
+        assert await node.ended() is Status.COMPLETED
+        await node.released()  # and its container is gone
+        await node.crash()
+        snapshot(tmp_path / "snapshot", node.journal_path)
+        node.begin(continued=False)
+        assert await node.ended() is Status.FAILED
+        assert node.step().reason is Reason.NODE_LOST
+        assert len(node.host.starts) == 1
+
+
+@virtual_time
+async def test_a_cancel_ends_what_waits_for_the_server_to_hear_of_it(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=1), step("two")))
+        await node.started()
+        await node.restart(continued=None)
+        await asyncio.sleep(5.0)
+        await node.runner.take(cancel())
+        assert await node.ended() is Status.CANCELLED
+        assert [key.step for key in node.host.starts] == ["one"]
 
 
 @virtual_time

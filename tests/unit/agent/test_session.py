@@ -148,7 +148,8 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_session(
     async def check() -> None:
         async with world(tmp_path) as (plane, agent, network):
 
-            async def full(_: int) -> None:
+            async def full(_: int, *, continued: bool) -> None:
+                del continued
                 raise sqlite3.OperationalError("database or disk is full")
 
             with monkeypatch.context() as disk:
@@ -202,6 +203,25 @@ async def test_acknowledgements_that_are_lost_end_nothing(tmp_path: Path) -> Non
 
         await until(ended, timeout_s=120.0)
         assert (await plane.service.get(created.id)).status is Status.COMPLETED
+
+
+@virtual_time
+async def test_an_order_that_died_with_its_stream_is_sent_on_the_next_one_at_once(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as (plane, agent, network):
+        network.streams[-1].silence(server=True)
+        pipeline = await plane.create(FILE % 1)
+
+        async def bound() -> bool:
+            return (await plane.service.get(pipeline.id)).node_id == "n1"
+
+        await until(bound)
+        await agent.kill()
+        network.break_streams()
+        await until(lambda: plane.nodes.connection("n1") is None)
+        agent.start()
+        await until(lambda: len(agent.runner.held()) == 1, timeout_s=5.0)
 
 
 @virtual_time

@@ -18,12 +18,14 @@ from tests.support.bodies import (
     PIPELINE_ID,
     audit_entry,
     event,
+    explanation,
     inventory,
     inventory_diff,
     inventory_version,
     node,
     page,
     pipeline,
+    plan,
     step,
     token,
 )
@@ -56,6 +58,8 @@ ARGUMENTS = {
     ("pipelines", "show"): [PIPELINE_ID],
     ("pipelines", "validate"): ["FILE"],
     ("pipelines", "cancel"): [PIPELINE_ID],
+    ("pipelines", "plan"): ["FILE"],
+    ("pipelines", "explain"): [PIPELINE_ID],
     ("logs",): [f"{PIPELINE_ID}/fetch"],
     ("nodes", "show"): ["fra-07"],
     ("nodes", "maintenance"): ["fra-07", "--reason", "fans"],
@@ -110,6 +114,8 @@ def api() -> Iterator[FakeApi]:
         served.on("POST", f"/pipelines/{PIPELINE_ID}:cancel", Reply(done))
         declared = {"name": "x", "description": "", "args": [], "envs": [], "steps": []}
         served.on("POST", "/pipelines:validate", Reply(declared))
+        served.on("POST", "/pipelines:plan", Reply(plan()))
+        served.on("GET", f"/pipelines/{PIPELINE_ID}/explain", Reply(explanation()))
         served.on("GET", "/events", Reply(page(event(1))))
         served.on("GET", "/tokens", Reply(page(token())))
         served.on("POST", "/tokens", Reply({**token(), "token": "gn_secret"}, 201))

@@ -11,8 +11,8 @@ from tests.support.bodies import PIPELINE_ID, event, node, page, pipeline, step
 from tests.support.fake_api import Cut, FakeApi, Reply, Seen, fake_api, problem
 from tests.support.program import Program
 
-from gamenode.cli.output import age, span
-from gamenode.domain.quantity import parse_time
+from gamenode.cli.output import age
+from gamenode.domain.quantity import parse_time, span
 from gamenode.lib.clock import Instant
 
 

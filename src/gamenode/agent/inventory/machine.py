@@ -46,6 +46,14 @@ def boot_id(root: Path) -> str:
     return text(root / "proc/sys/kernel/random/boot_id") or f"unknown-{os.uname().nodename}"
 
 
+def host_id(root: Path) -> str:
+    """Return what names this host through all its boots; empty where nothing does.
+
+    In a container the file belongs to its image, or is made anew with each container.
+    """
+    return "" if _in_container(root) else text(root / "etc/machine-id") or ""
+
+
 def _in_container(root: Path) -> bool:
     if text(root / "proc/2/comm") == "kthreadd":
         # No container sees the kernel's threads; a disk that was made from a container's image

@@ -38,6 +38,7 @@ from gamenode.server.api.operation import (
     no_route,
 )
 from gamenode.server.api.pipelines import PipelineRoutes
+from gamenode.server.api.plans import PlanRoutes
 from gamenode.server.api.states import StateRoutes
 from gamenode.server.api.streams import Streams
 from gamenode.server.api.system import SystemRoutes
@@ -48,6 +49,7 @@ from gamenode.server.logs.manager import LogManager
 from gamenode.server.nodes.inventories import InventoryKeeper
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.manager import PipelineManager
+from gamenode.server.pipelines.planner import Planner
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.server.pipelines.verifier import AttemptVerifier
 
@@ -81,6 +83,7 @@ class Nouns:
 
     pipeline_manager: PipelineManager
     pipeline_service: GamePipelineGRPCService
+    planner: Planner
     verifier: AttemptVerifier
     nodes: NodeManager
     inventories: InventoryKeeper
@@ -131,6 +134,7 @@ def create_api(
         *PipelineRoutes(
             nouns.pipeline_manager, nouns.pipeline_service, wait_s_max=settings.wait_s_max
         ).operations(),
+        *PlanRoutes(nouns.planner).operations(),
         *AttemptRoutes(nouns.verifier).operations(),
         *LogRoutes(nouns.logs, streams=streams, clock=clock).operations(),
         *EventRoutes(nouns.events, streams=streams).operations(),

@@ -117,16 +117,8 @@ class PipelineRoutes:
         )
 
     async def _create(self, call: Call[NoQuery, http.PipelineRequest]) -> ASGIApp:
-        asked = call.body
-        request = NewPipeline(
-            file=asked.file,
-            args=_texts(asked.args),
-            envs=_texts(asked.envs),
-            node=asked.node,
-            selector=asked.selector,
-            priority=asked.priority,
-            idempotency_key=read_idempotency_key(call.request),
-        )
+        key = read_idempotency_key(call.request)
+        request = new_pipeline(call.body, idempotency_key=key)
         pipeline = await self._manager.create(request, by=call.actor)
         return answer(
             http.encode_pipeline(pipeline),
@@ -176,6 +168,19 @@ class PipelineRoutes:
             by=call.actor,
         )
         return answer(http.encode_pipeline(pipeline))
+
+
+def new_pipeline(asked: http.PipelineRequest, *, idempotency_key: str = "") -> NewPipeline:
+    """Return what a body asks for."""
+    return NewPipeline(
+        file=asked.file,
+        args=_texts(asked.args),
+        envs=_texts(asked.envs),
+        node=asked.node,
+        selector=asked.selector,
+        priority=asked.priority,
+        idempotency_key=idempotency_key,
+    )
 
 
 def _texts(values: Mapping[str, http.ArgValue]) -> dict[str, str]:

@@ -158,6 +158,8 @@ class Liveness:
     flushed_at: Instant | None = None
     round_trip_s: float | None = None
     clock_skew_s: float | None = None
+    duplicate_s: float | None = None
+    """When another host last tried to register as this node, by the monotonic clock."""
 
 
 class ConnectionManager:
@@ -214,15 +216,15 @@ class ConnectionManager:
             return None
         return known.connection
 
-    def alive(self, node_id: str) -> AgentConnection | None:
-        """Return the stream of a node, if anything was heard within the timeout.
+    def alive(self, node_id: str) -> Liveness | None:
+        """Return what is known of a node whose stream stands, and was heard within the timeout.
 
         The stream of a host that lost its power stands for hours and says nothing.
         """
         known = self._nodes.get(node_id)
-        if known is None or self._silence_s(known) >= self._heartbeat_timeout_s:
+        if known is None or known.connection is None:
             return None
-        return known.connection
+        return known if self._silence_s(known) < self._heartbeat_timeout_s else None
 
     def attach(self, connection: AgentConnection, *, online: bool) -> Liveness | None:
         """Make `connection` the node's stream; the one before is told that it is superseded.

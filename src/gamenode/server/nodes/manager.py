@@ -79,6 +79,9 @@ class NodeSettings:
     """A node that has as many takes no more."""
     clock_skew_s_max: float = 5.0
     """A node whose clock is further off has the condition CLOCK_SKEW."""
+    duplicate_hold_s: float = 60.0
+    """How long a node has the condition DUPLICATE_IDENTITY after the last registration of another
+    host under its id; agents come back sooner than that."""
     agent_version_min: str = "0.1.0"
     """A node whose agent is older has the condition AGENT_TOO_OLD."""
 
@@ -150,16 +153,8 @@ class NodeManager:
         """
         node_id = registration.node_id
         standing = self._connections.alive(node_id)
-        if (
-            standing is not None
-            and registration.boot_id
-            and standing.boot_id not in ("", registration.boot_id)
-        ):
-            known_node = self._nodes[node_id]
-            holding = {found.type: found.reason for found in known_node.conditions}
-            holding[ConditionType.DUPLICATE_IDENTITY] = "another host registers as this node"
-            await self._service.set_conditions(node_id, holding, now=self._clock.now())
-            await self._refresh(node_id)
+        if standing is not None and self._is_another_host(standing, registration):
+            await self._note_duplicate(standing, registration.boot_id)
             raise GameNodeError(
                 ErrorCode.CONFLICT,
                 f"another host is connected as node {node_id}",
@@ -216,7 +211,7 @@ class NodeManager:
             await self._set_online(known, "heartbeat")
         change = node.state_change
         try:
-            await self._note_conditions(node, beat, clock_skew_s)
+            await self._note_conditions(node, known, beat.conditions, clock_skew_s)
             if node.simple and change is not None and change.confirmed_at is None:
                 await self.states.seen(change)
         except GameNodeError as error:
@@ -540,9 +535,55 @@ class NodeManager:
             clock_skew_s=known.clock_skew_s,
         )
 
-    async def _note_conditions(self, node: Node, beat: Heartbeat, clock_skew_s: float) -> None:
+    @staticmethod
+    def _is_another_host(standing: Liveness, registration: Registration) -> bool:
+        """Return whether a registration is not of the host whose stream stands (rule RL3)."""
+        connection = standing.connection
+        return (
+            connection is not None
+            and bool(registration.boot_id)
+            and connection.boot_id not in ("", registration.boot_id)
+        )
+
+    async def _note_duplicate(self, standing: Liveness, boot_id: str) -> None:
+        """Say on the node that another host wants to be it; heartbeats end that, in time."""
+        node = self._nodes[standing.session.node_id]
+        standing.duplicate_s = self._clock.monotonic_s()
+        if any(found.type is ConditionType.DUPLICATE_IDENTITY for found in node.conditions):
+            return
+        holding = {found.type: found.reason for found in node.conditions}
+        holding[ConditionType.DUPLICATE_IDENTITY] = (
+            f"another host (its boot is {boot_id:.64}) registers under this id and is refused:"
+            " a cloned data folder, or a node id that was given twice"
+        )
+        try:
+            await self._service.set_conditions(node.id, holding, now=self._clock.now())
+            await self._refresh(node.id)
+        except GameNodeError as error:
+            # Refused it is all the same; it registers again, and then this is said.
+            _log.warning(
+                "a duplicate identity was not written down: %s",
+                error,
+                extra={"event": "node.duplicate_unwritten", "node_id": node.id},
+            )
+
+    async def _note_conditions(
+        self,
+        node: Node,
+        known: Liveness,
+        said: Mapping[ConditionType, str],
+        clock_skew_s: float,
+    ) -> None:
         """Write down what has come or gone; not one row a heartbeat."""
-        holding = dict(beat.conditions)
+        holding = dict(said)
+        duplicate_s = known.duplicate_s
+        for condition in node.conditions:
+            if (
+                condition.type is ConditionType.DUPLICATE_IDENTITY
+                and duplicate_s is not None
+                and self._clock.monotonic_s() - duplicate_s < self._settings.duplicate_hold_s
+            ):
+                holding[condition.type] = condition.reason
         if abs(clock_skew_s) > self._settings.clock_skew_s_max:
             holding[ConditionType.CLOCK_SKEW] = (
                 f"its clock is {clock_skew_s:+.1f} s off the server's"

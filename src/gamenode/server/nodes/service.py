@@ -22,6 +22,7 @@ from gamenode.domain.inventory import (
 )
 from gamenode.domain.inventory_diff import Change, describe, diff, is_loss
 from gamenode.domain.node import (
+    EPOCHS_PER_GENERATION,
     ConditionType,
     Drain,
     DrainThen,
@@ -41,8 +42,6 @@ from gamenode.server.events import audit
 from gamenode.server.events import store as events
 from gamenode.server.nodes import inventory, store
 
-EPOCHS_PER_GENERATION: Final = 1 << 32
-"""A session's epoch counts below its database's generation, so a restored one never repeats any."""
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9_])?")
 _LABEL_LENGTH_MAX: Final = 256
 _LABELS_MAX: Final = 64

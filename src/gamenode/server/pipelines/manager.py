@@ -109,7 +109,7 @@ class PipelineManager:
             GameNodeError: INVALID_REQUEST with everything that is wrong; NODE_NOT_FOUND for a named
                 node; CONFLICT for a reused idempotency key.
         """
-        prepared = self._prepare(request)
+        prepared = self.prepare(request)
         if prepared.demand.node_id:
             await self._nodes.get(prepared.demand.node_id)
         return await self._service.create(prepared, by=by, now=self._clock.now())
@@ -290,7 +290,12 @@ class PipelineManager:
                 )
         return results
 
-    def _prepare(self, request: NewPipeline) -> Prepared:
+    def prepare(self, request: NewPipeline) -> Prepared:
+        """Return a request as it would be written down; nothing is.
+
+        Raises:
+            GameNodeError: INVALID_REQUEST with everything that is wrong.
+        """
         spec = parse_pipeline(request.file)
         resolved = resolve(spec, request.args)
         _check_envs(spec, request)
@@ -308,7 +313,7 @@ class PipelineManager:
             demand=demand_of(
                 resolved.steps,
                 placement,
-                envs_needed=frozenset(spec.envs) - request.envs.keys(),
+                envs_needed=frozenset(spec.envs).difference(request.envs),
                 group=spec.concurrency,
             ),
             work=ExecuteOrder(

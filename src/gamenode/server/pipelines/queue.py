@@ -13,7 +13,17 @@ from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, delete, literal_column, or_, select
+from sqlalchemy import (
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+)
 
 from gamenode.domain.pipeline import Waiting
 from gamenode.domain.placement import Demand, Explained
@@ -109,6 +119,33 @@ def queued(
         }
     rows = conn.execute(_NEXT if after is None else _NEXT_BEHIND, of)
     return [Queued(row.id, row.demand_id, (row.priority, row.created_at, row.id)) for row in rows]
+
+
+def demand(conn: Connection, pipeline_id: str) -> Demand:
+    """Return what a pipeline asks for."""
+    return unpack_demand(
+        conn.execute(select(_pipelines.demand).where(_pipelines.id == pipeline_id)).scalar_one()
+    )
+
+
+def place(conn: Connection, pipeline_id: str) -> tuple[int, int]:
+    """Return how many wait before a pipeline that waits for a node, and how many wait in all."""
+    its = schema.pipelines.alias().c
+    before = exists().where(
+        its.id == pipeline_id,
+        or_(
+            _pipelines.priority > its.priority,
+            and_(
+                _pipelines.priority == its.priority,
+                or_(
+                    _pipelines.created_at < its.created_at,
+                    and_(_pipelines.created_at == its.created_at, _pipelines.id < its.id),
+                ),
+            ),
+        ),
+    )
+    waiting = select(func.count()).select_from(schema.pipelines).where(*_QUEUED)
+    return conn.scalar(waiting.where(before)) or 0, conn.scalar(waiting) or 0
 
 
 def explained(conn: Connection) -> dict[str, Explained]:

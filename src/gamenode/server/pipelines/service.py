@@ -20,6 +20,7 @@ from gamenode.domain.command import (
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import EventType
+from gamenode.domain.explanation import Standing
 from gamenode.domain.log import LogKey
 from gamenode.domain.node import Session
 from gamenode.domain.pipeline import (
@@ -95,6 +96,32 @@ class GamePipelineGRPCService:
         if pipeline is None:
             raise not_found(pipeline_id)
         return pipeline
+
+    async def standing(self, pipeline_id: str) -> Standing:
+        """Return how far a pipeline is.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND.
+        """
+
+        def read(conn: Connection) -> Standing:
+            pipeline, progress = store.get(conn, pipeline_id), store.progress(conn, pipeline_id)
+            if pipeline is None or progress is None:
+                raise not_found(pipeline_id)
+            waits = pipeline.status is Status.PENDING and not pipeline.node_id
+            ahead, queued = queue.place(conn, pipeline_id) if waits else (0, 0)
+            return Standing(
+                pipeline=pipeline,
+                dispatched_at=progress.dispatched_at,
+                acknowledged_at=progress.acknowledged_at,
+                cancel_acknowledged_at=progress.cancel_acknowledged_at,
+                cancel_by=progress.cancel_by,
+                demand=queue.demand(conn, pipeline_id) if waits else None,
+                ahead=ahead,
+                queued=queued,
+            )
+
+        return await self._db.read(read)
 
     async def list(
         self,

@@ -29,11 +29,13 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from gamenode.domain.command import Dispatch, WantedEnd
+from gamenode.domain.container import HostPort
 from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
     TERMINAL,
     Pipeline,
     Reason,
+    Reservation,
     Status,
     Step,
     StepType,
@@ -48,7 +50,17 @@ from gamenode.server.pipelines.queue import unpack_waiting
 _pipelines: Final = schema.pipelines.c
 _steps: Final = schema.steps.c
 _keys: Final = schema.idempotency_keys.c
+_held: Final = schema.reservations.c
+_SHOWN_OF_HELD: Final = (
+    "cpu_millis",
+    "memory_bytes",
+    "gpu_id",
+    "gpu_slots",
+    "gpu_memory_bytes",
+    "ports",
+)
 _ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
+
 # Parameters of prebuilt statements; a column's own name would be one that an UPDATE sets.
 _PIPELINE: Final[BindParameter[Any]] = bindparam("of_pipeline")
 _ATTEMPT: Final[BindParameter[Any]] = bindparam("of_attempt")
@@ -74,6 +86,7 @@ _LISTED: Final[Select[Any]] = (
         ),
         schema.waiting.c.message.label("waits_because"),
         schema.waiting.c.reasons.label("waiting_reasons"),
+        *(_held[name].label(f"held_{name}") for name in _SHOWN_OF_HELD),
     )
     .select_from(schema.pipelines)
     .outerjoin(
@@ -83,6 +96,10 @@ _LISTED: Final[Select[Any]] = (
             _is(_pipelines.status, Status.PENDING),
             _pipelines.node_id == _NOWHERE,
         ),
+    )
+    .outerjoin(
+        schema.reservations,
+        and_(_held.pipeline_id == _pipelines.id, _held.attempt == _pipelines.attempt),
     )
 )
 
@@ -186,6 +203,36 @@ def newest(
     rows = conn.execute(query.limit(limit)).all()
     steps = steps_of(conn, [row.id for row in rows]) if rows else {}
     return [_pipeline(row, steps[row.id]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """When a pipeline's dispatch, and its wanted end, got how far."""
+
+    dispatched_at: Instant | None
+    acknowledged_at: Instant | None
+    cancel_acknowledged_at: Instant | None
+    cancel_by: str
+
+
+def progress(conn: Connection, pipeline_id: str) -> Progress | None:
+    """Return how far the orders about a pipeline got."""
+    row = conn.execute(
+        select(
+            _pipelines.dispatched_at,
+            _pipelines.acknowledged_at,
+            _pipelines.cancel_acknowledged_at,
+            _pipelines.cancel_by,
+        ).where(_pipelines.id == pipeline_id)
+    ).first()
+    if row is None:
+        return None
+    return Progress(
+        dispatched_at=row.dispatched_at,
+        acknowledged_at=row.acknowledged_at,
+        cancel_acknowledged_at=row.cancel_acknowledged_at,
+        cancel_by=row.cancel_by,
+    )
 
 
 def bound(conn: Connection, node_id: str) -> list[Bound]:
@@ -614,6 +661,7 @@ def step(row: Row[Any]) -> Step:
         started_at=row.started_at,
         ended_at=row.ended_at,
         instance_id=row.instance_id,
+        granted_to=row.granted_to,
     )
 
 
@@ -637,6 +685,20 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
         started_at=row.started_at,
         ended_at=row.ended_at,
         retry_of=row.retry_of,
+        reservation=_reservation(row),
+    )
+
+
+def _reservation(row: Row[Any]) -> Reservation | None:
+    if row.held_ports is None:
+        return None
+    return Reservation(
+        cpu_millis=row.held_cpu_millis,
+        memory_bytes=row.held_memory_bytes,
+        gpu_id=row.held_gpu_id,
+        gpu_slots=row.held_gpu_slots,
+        gpu_memory_bytes=row.held_gpu_memory_bytes,
+        ports=tuple(str(HostPort(**port)) for port in row.held_ports),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -31,6 +32,8 @@ class VerifierSettings:
     """How many agents are asked side by side."""
     answer_timeout_s: float = 15.0
     """How long an agent's answer is waited for; then its node counts as absent."""
+    look_s_max: float = 60.0
+    """How long one look may take; who has not answered by then counts as absent."""
     second_look_s: float = 2.0
     """The wait before the second look: records that move at the first are at rest at the other."""
     clock_skew_s_max: float = 5.0
@@ -87,18 +90,26 @@ class AttemptVerifier:
             {attempt.key.pipeline_id for attempt in chain.from_iterable(seen.values())},
             batch_max=self._settings.pipelines_per_query_max,
         )
-        found = violations(records, seen, clock_skew_s_max=self._settings.clock_skew_s_max)
+        # On a thread: the attempts of a fleet take a moment, and heartbeats come first (P14).
+        found = await asyncio.to_thread(
+            violations, records, seen, clock_skew_s_max=self._settings.clock_skew_s_max
+        )
         return sum(map(len, seen.values())), found
 
     async def _ask(self, node_ids: Iterable[str]) -> _Seen:
         """Return what the agents of these nodes hold; those that do not say are left out."""
-        asked = list(node_ids)
-        stated = await asyncio.gather(*(self._ask_one(node_id) for node_id in asked))
-        return {
-            node_id: attempts
-            for node_id, attempts in zip(asked, stated, strict=True)
-            if attempts is not None
-        }
+        stated: dict[str, Sequence[HostAttempt]] = {}
+
+        async def ask(node_id: str) -> None:
+            attempts = await self._ask_one(node_id)
+            if attempts is not None:
+                stated[node_id] = attempts
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.look_s_max), asyncio.TaskGroup() as group:
+                for node_id in node_ids:
+                    group.create_task(ask(node_id))
+        return stated
 
     async def _ask_one(self, node_id: str) -> Sequence[HostAttempt] | None:
         async with self._asking:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
+from typing import Final
 
 import grpc.aio
 
@@ -28,6 +29,7 @@ from gamenode.wire import codec
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 
 _log = logging.getLogger(__name__)
+_ENDED: Final = Closed(reason=CloseReason.PROTOCOL, message="the stream ended")
 
 _Said = NumberedReport | LivingInstances
 """What an agent says of its work, in one order."""
@@ -111,6 +113,8 @@ class AgentLink:
                 self._work(connection, statement, reports),
             )
         finally:
+            # Whoever waits for an answer on it hears so now, and asks again on the next stream.
+            connection.close(_ENDED)
             await asyncio.shield(self._nodes.detach(connection, "the stream ended"))
 
     async def _read(

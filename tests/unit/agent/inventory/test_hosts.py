@@ -270,6 +270,16 @@ def test_the_kind_of_machine_is_told_by_its_firmware_and_kernel(
     assert machine.node_type(put_up(name, tmp_path).root) is expected
 
 
+@pytest.mark.parametrize(("name", "expected"), [("kvm-guest", "0123abcd"), ("container", "")])
+def test_a_host_has_a_name_through_all_its_boots_and_a_container_none(
+    tmp_path: Path, name: str, expected: str
+) -> None:
+    root = put_up(name, tmp_path).root
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc" / "machine-id").write_text("0123abcd\n")
+    assert machine.host_id(root) == expected
+
+
 @pytest.mark.parametrize("name", NAMES)
 async def test_the_same_host_has_one_hash_however_often_it_is_collected(
     tmp_path: Path, name: str

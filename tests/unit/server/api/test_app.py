@@ -332,6 +332,8 @@ INTERFACE = {
     "GET /api/v1/inventory",
     "POST /api/v1/pipelines",
     "POST /api/v1/pipelines:validate",
+    "POST /api/v1/pipelines:plan",
+    "GET /api/v1/pipelines/{pipeline}/explain",
     "GET /api/v1/pipelines",
     "GET /api/v1/pipelines/{pipeline}",
     "POST /api/v1/pipelines/{pipeline}:cancel",

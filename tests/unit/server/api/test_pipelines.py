@@ -121,6 +121,7 @@ async def test_the_shape_of_a_pipeline() -> None:
                 "started_at": None,
                 "ended_at": None,
                 "instance_id": None,
+                "attempts_max": 0,
             }
         ],
         "waiting": [
@@ -139,6 +140,7 @@ async def test_the_shape_of_a_pipeline() -> None:
         "started_at": None,
         "ended_at": None,
         "retry_of": None,
+        "reservation": None,
     }
 
 
