@@ -7,12 +7,13 @@ from tests.support.databases import (
     postgres_url,
     sqlite_url,
 )
-from tests.support.engine import engine
+from tests.support.engine import engine, podman
 
 __all__ = [
     "database_url",
     "engine",
     "open_database",
+    "podman",
     "postgres_server",
     "postgres_url",
     "sqlite_url",

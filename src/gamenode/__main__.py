@@ -67,6 +67,8 @@ AGENT_SECTIONS: Final = frozenset(
         "collector",
         "inventory",
         "runner",
+        "docker",
+        "registries",
         "logs",
     }
 )

@@ -40,6 +40,7 @@ from gamenode.domain.pipeline import ContainerSpec, Reason, Ulimit
         "process",
         "process-in-sessions",
         pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("podman", marks=pytest.mark.docker),
     ]
 )
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> RuntimeHost:
@@ -49,6 +50,9 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> RuntimeHost:
         case "docker":
             engine: Engine = request.getfixturevalue("engine")
             return engine.host(node_id=f"node-{uuid.uuid4()}")
+        case "podman":
+            podman: Engine = request.getfixturevalue("podman")
+            return podman.host(node_id=f"node-{uuid.uuid4()}")
         case kind:
             return ProcessRuntimeHost(tmp_path / "runs", groups=kind == "process")
 
@@ -141,11 +145,11 @@ async def test_what_cannot_start_says_why_and_leaves_nothing(
 async def test_a_new_agent_takes_over_what_runs_and_what_has_ended(host: RuntimeHost) -> None:
     lives, ended = new_run(), new_run()
     first = host.runtime()
+    await first.start(ended, host.step(exit_code=3), service=False)
+    await ends(first, ended)
     started_at = await first.start(
         lives, host.step(prints=b"hello\n", lasts_s=0.5, exit_code=4), service=False
     )
-    await first.start(ended, host.step(exit_code=3), service=False)
-    await ends(first, ended)
     await first.close()
 
     async with opened(host) as second:
@@ -262,12 +266,19 @@ async def test_a_run_is_removed_only_when_it_has_ended(host: RuntimeHost, runtim
 
 
 @pytest.fixture(
-    params=["process", "process-in-sessions", pytest.param("docker", marks=pytest.mark.docker)]
+    params=[
+        "process",
+        "process-in-sessions",
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("podman", marks=pytest.mark.docker),
+    ]
 )
 def real_host(request: pytest.FixtureRequest, tmp_path: Path) -> ShellHost:
     """Return a host that runs what it is given."""
-    if request.param == "docker":
-        engine: Engine = request.getfixturevalue("engine")
+    if request.param in {"docker", "podman"}:
+        engine: Engine = request.getfixturevalue(
+            "engine" if request.param == "docker" else "podman"
+        )
         return engine.host(node_id=f"node-{uuid.uuid4()}")
     return ProcessRuntimeHost(tmp_path / "runs", groups=request.param == "process")
 

@@ -17,13 +17,17 @@ from pathlib import Path
 import pytest
 from tests.support.runtimes import ShellHost
 
-from gamenode.agent.runtime.docker import DockerRuntime, DockerSettings
-from gamenode.lib.clock import SystemClock
+from gamenode.agent.runtime.docker import DockerRuntime
+from gamenode.agent.runtime.docker_settings import DockerSettings
+from gamenode.lib.clock import Clock, SystemClock
 
 IMAGE = "gamenode-test:1"
 START_S_MAX = 60.0
+SETTINGS = DockerSettings(retry_s=0.1, idle_poll_s=0.2, pull_backoff_s=0.05, pull_stall_s=5.0)
+"""Those of a patient engine, for an impatient test."""
 
 _PROGRAMS = ("dockerd", "docker", "containerd", "runc", "busybox")
+_PODMAN_PROGRAMS = ("podman", "docker", "conmon", "runc", "busybox", "unshare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,9 @@ class Engine:
     socket: Path
     folder: Path
 
-    def host(self, node_id: str) -> DockerRuntimeHost:
+    def host(self, node_id: str, settings: DockerSettings | None = None) -> DockerRuntimeHost:
         """Return the engine as the host of one node's runs."""
-        return DockerRuntimeHost(self, node_id)
+        return DockerRuntimeHost(self, node_id, settings or SETTINGS)
 
     def docker(self, *args: str, stdin: bytes = b"") -> str:
         """Run the engine's own client."""
@@ -54,14 +58,29 @@ class DockerRuntimeHost(ShellHost):
 
     image = IMAGE
 
-    def __init__(self, engine: Engine, node_id: str) -> None:
+    def __init__(self, engine: Engine, node_id: str, settings: DockerSettings = SETTINGS) -> None:
         self.engine = engine
-        self._settings = DockerSettings(
-            socket=engine.socket, node_id=node_id, retry_s=0.1, idle_poll_s=0.2
-        )
+        self.clock: Clock = SystemClock()
+        self.data = engine.folder / node_id
+        self.data.mkdir(exist_ok=True)
+        self._node_id = node_id
+        self._settings = settings
+
+    @property
+    def auth_file(self) -> Path:
+        """Where the node's credentials are looked for."""
+        return self.data / "registry-auth.json"
 
     def runtime(self) -> DockerRuntime:
-        return DockerRuntime(self._settings, clock=SystemClock())
+        return DockerRuntime(
+            self._settings,
+            socket=self.engine.socket,
+            node_id=self._node_id,
+            data=self.data,
+            auth_file=self.auth_file,
+            log_bytes_max=1024 * 1024 * 1024,
+            clock=self.clock,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +92,67 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     with running_engine(tmp_path_factory.mktemp("engine")) as engine:
         engine.docker("import", "-", IMAGE, stdin=image())
         yield engine
+
+
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    if os.geteuid() != 0:
+        pytest.skip("needs Podman: only root can start one of its own")
+    if missing := [name for name in _PODMAN_PROGRAMS if shutil.which(name) is None]:
+        pytest.skip(f"needs Podman: make test-deps ({', '.join(missing)} missing)")
+    with running_podman(tmp_path_factory.mktemp("podman")) as engine:
+        engine.docker("import", "-", IMAGE, stdin=image())
+        yield engine
+
+
+@contextmanager
+def running_podman(folder: Path) -> Iterator[Engine]:
+    """Start Podman's service in `folder`, and end it with all that it runs."""
+    engine = Engine(socket=folder / "podman.sock", folder=folder)
+    # Nothing of the host's own configuration, and the OCI runtime that runs everywhere.
+    init = shutil.which("docker-init") or shutil.which("catatonit") or ""
+    (folder / "containers.conf").write_text(
+        f"""[containers]
+default_ulimits = []
+init_path = "{init}"
+[engine]
+init_path = "{init}"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+"""
+    )
+    (folder / "storage.conf").write_text(
+        f"""[storage]
+driver = "overlay"
+graphroot = "{folder / "data"}"
+runroot = "{folder / "run"}"
+"""
+    )
+    environment = {
+        **os.environ,
+        "CONTAINERS_CONF": str(folder / "containers.conf"),
+        "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
+    }
+    podman = ("podman", "--tmpdir", str(folder / "tmp"))
+    with (folder / "podman.log").open("wb") as log:
+        service = subprocess.Popen(
+            # In a network of its own: the host's stays as it is.
+            ("unshare", "--net", *podman, "system", "service", "-t0", f"unix://{engine.socket}"),
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _await_answer(engine, service, folder / "podman.log")
+        yield engine
+    finally:
+        subprocess.run(
+            (*podman, "rm", "-af", "-t", "0"), env=environment, check=False, timeout=60.0
+        )
+        service.terminate()
+        service.wait(timeout=30.0)
 
 
 @contextmanager
@@ -100,7 +180,7 @@ def running_engine(folder: Path) -> Iterator[Engine]:
             start_new_session=True,
         )
     try:
-        _await_answer(engine, daemon)
+        _await_answer(engine, daemon, folder / "dockerd.log")
         yield engine
     finally:
         # It ends its containers and its containerd with it.
@@ -112,15 +192,15 @@ def running_engine(folder: Path) -> Iterator[Engine]:
             daemon.wait()
 
 
-def _await_answer(engine: Engine, daemon: subprocess.Popen[bytes]) -> None:
+def _await_answer(engine: Engine, daemon: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_S_MAX
     while True:
         try:
             engine.docker("version")
         except subprocess.CalledProcessError as error:
             if daemon.poll() is not None or time.monotonic() > deadline:
-                log = (engine.folder / "dockerd.log").read_text()[-2000:]
-                pytest.skip(f"needs a container engine: dockerd does not start here: {log}")
+                said = log.read_text()[-2000:]
+                pytest.skip(f"needs a container engine: it does not start here: {said}")
             del error
             time.sleep(0.1)
         else:

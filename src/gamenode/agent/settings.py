@@ -11,6 +11,7 @@ from gamenode.agent.inventory.collector import CollectorSettings
 from gamenode.agent.inventory_reporter import ReporterSettings
 from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
+from gamenode.agent.runtime.docker_settings import DockerSettings, RegistrySettings
 from gamenode.agent.session import SessionSettings
 from gamenode.agent.uploader import UploaderSettings
 from gamenode.telemetry import LogLevel
@@ -58,6 +59,8 @@ class AgentSettings:
     session: SessionSettings = field(default_factory=SessionSettings)
     conditions: ConditionSettings = field(default_factory=ConditionSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
+    docker: DockerSettings = field(default_factory=DockerSettings)
+    registries: RegistrySettings = field(default_factory=RegistrySettings)
     logs: UploaderSettings = field(default_factory=UploaderSettings)
     inventory: ReporterSettings = field(default_factory=ReporterSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)

@@ -15,7 +15,8 @@ from tests.support.engine import IMAGE, Engine, image, running_engine
 from tests.support.runtimes import ends, first_block, new_run, opened, whole_log
 
 from gamenode.agent.runtime import Ended, RunKey, StartError
-from gamenode.agent.runtime.docker import _found, _Frames, _instant, _Skip
+from gamenode.agent.runtime.docker import _found, _instant
+from gamenode.agent.runtime.docker_log import Frames, Skip
 from gamenode.agent.runtime.docker_spec import container_name, create_body, run_of
 from gamenode.domain.log import LogPosition, LogStream
 from gamenode.domain.pipeline import (
@@ -30,7 +31,9 @@ RUN = RunKey("0190-ab", "game", 2, 3)
 
 
 def body_of(container: ContainerSpec, *, service: bool = False) -> dict[str, Any]:
-    return create_body(RUN, container, service=service, node_id="fra-07", log_config=None)
+    return create_body(
+        RUN, container, service=service, node_id="fra-07", log_config=None, podman=None
+    )
 
 
 def test_a_container_is_named_and_labelled_after_its_run() -> None:
@@ -188,7 +191,7 @@ def test_frames_come_apart_however_they_are_cut(frames: list[tuple[int, bytes]],
     sent = b"".join(
         bytes((stream, 0, 0, 0)) + len(text).to_bytes(4) + text for stream, text in frames
     )
-    taker = _Frames()
+    taker = Frames()
     got: dict[LogStream, bytes] = {LogStream.STDOUT: b"", LogStream.STDERR: b""}
     for start in range(0, len(sent), size):
         for stream, text in taker.blocks(sent[start : start + size]):
@@ -201,7 +204,7 @@ def test_frames_come_apart_however_they_are_cut(frames: list[tuple[int, bytes]],
 def test_what_was_read_is_skipped_to_the_byte(text: bytes, data: st.DataObject) -> None:
     read = data.draw(st.integers(0, len(text)))
     cut = data.draw(st.integers(0, len(text)))
-    skip = _Skip(text[:read].count(b"\n"), read)
+    skip = Skip(text[:read].count(b"\n"), read)
     for _ in range(2):  # the second time after the engine ended its log
         assert skip.rest(text[:cut]) + skip.rest(text[cut:]) == text[read:]
         assert not skip.missing
@@ -225,7 +228,7 @@ async def test_an_image_that_is_not_to_be_had_is_said(engine: Engine) -> None:
 async def test_a_container_that_a_crash_left_unstarted_is_taken_up(engine: Engine) -> None:
     run = new_run()
     step = ContainerSpec(image=IMAGE, command=("echo", "once"))
-    body = create_body(run, step, service=False, node_id="fra-02", log_config=None)
+    body = create_body(run, step, service=False, node_id="fra-02", log_config=None, podman=None)
     args = [f"--label={name}={value}" for name, value in body["Labels"].items()]
     engine.docker("create", "--name", container_name(run), *args, IMAGE, "echo", "once")
     async with opened(engine.host("fra-02")) as runtime:
