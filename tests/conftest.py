@@ -8,6 +8,7 @@ from tests.support.databases import (
     sqlite_url,
 )
 from tests.support.engine import engine, podman
+from tests.support.registry import registry
 
 __all__ = [
     "database_url",
@@ -16,5 +17,6 @@ __all__ = [
     "podman",
     "postgres_server",
     "postgres_url",
+    "registry",
     "sqlite_url",
 ]

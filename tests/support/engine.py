@@ -23,6 +23,7 @@ from gamenode.lib.clock import Clock, SystemClock
 
 IMAGE = "gamenode-test:1"
 START_S_MAX = 60.0
+_CAP_SYS_RESOURCE = 24
 SETTINGS = DockerSettings(retry_s=0.1, idle_poll_s=0.2, pull_backoff_s=0.05, pull_stall_s=5.0)
 """Those of a patient engine, for an impatient test."""
 
@@ -41,11 +42,12 @@ class Engine:
         """Return the engine as the host of one node's runs."""
         return DockerRuntimeHost(self, node_id, settings or SETTINGS)
 
-    def docker(self, *args: str, stdin: bytes = b"") -> str:
+    def docker(self, *args: str, stdin: bytes = b"", **environment: str) -> str:
         """Run the engine's own client."""
         done = subprocess.run(
             ("docker", "-H", f"unix://{self.socket}", *args),
             input=stdin,
+            env={**os.environ, **environment},
             capture_output=True,
             check=True,
             timeout=60.0,
@@ -205,6 +207,13 @@ def _await_answer(engine: Engine, daemon: subprocess.Popen[bytes], log: Path) ->
             time.sleep(0.1)
         else:
             return
+
+
+def may_raise_limits() -> bool:
+    """Return whether this process may raise hard limits, as Podman does beside any that is set."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return bool(effective >> _CAP_SYS_RESOURCE & 1)
 
 
 def image() -> bytes:

@@ -57,6 +57,8 @@ _BUSY_BYTES: Final = 16 * 1024
 _NAME_TAKEN: Final = re.compile(r"name .* is already in use")
 """What Podman says, with another status, where two requests for a name meet."""
 
+_PODMAN_INIT: Final = "/run/podman-init"
+
 _NOT_EXECUTED: Final = frozenset({126, 127})
 """The shells' exit codes for a command that is not executable, or not there."""
 
@@ -357,7 +359,7 @@ class DockerRuntime:
         await self._engine.close()
 
     async def _state(self, run: RunKey) -> dict[str, Any] | None:
-        """Return the engine's State of the run's container, and its Path; None without one."""
+        """Return the engine's State of the run's container, and its Program; None without one."""
         client = await self._engine.client()
         try:
             shown = await client.containers.container(spec.container_name(run)).show()
@@ -365,7 +367,10 @@ class DockerRuntime:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
             return None
-        return {**shown["State"], "Path": shown["Path"]}
+        words = [shown["Path"], *(shown.get("Args") or ())]
+        if words[0] == _PODMAN_INIT:  # Docker's does not show
+            words = words[words.index("--") + 1 :]
+        return {**shown["State"], "Program": words[0]}
 
     async def _keep_down(self, name: str) -> None:
         """Switch the restart policy off, where a stop does not do that by itself."""
@@ -391,7 +396,7 @@ def _found(state: Mapping[str, Any]) -> Found | None:
         return replace(end, reason=Reason.OOM_KILLED, message="killed for want of memory")
     if end.exit_code in _NOT_EXECUTED:
         # The init in the container starts the command, so the engine has seen no failure.
-        return replace(end, message=f"{end.message} (it ran {state['Path']})")
+        return replace(end, message=f"{end.message} (it ran {state['Program']})")
     return end
 
 

@@ -176,7 +176,7 @@ def test_want_of_memory_is_told_from_a_kill(code: int, killed: bool, reason: Rea
             "OOMKilled": killed,
             "StartedAt": "2026-01-01T00:00:00Z",
             "FinishedAt": "2026-01-01T00:00:01Z",
-            "Path": "x",
+            "Program": "x",
         }
     )
     assert isinstance(end, Ended)
