@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ class Engine:
 
     socket: Path
     folder: Path
+    daemon: subprocess.Popen[bytes] | None = None
+
+    def kill(self) -> None:
+        """Kill the daemon, as a crash would; what it runs may live on."""
+        assert self.daemon is not None
+        self.daemon.kill()
+        self.daemon.wait()
+        # Its containerd goes with it. Where nobody reaps that, the next daemon takes it for alive.
+        (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
 
     def host(self, node_id: str, settings: DockerSettings | None = None) -> DockerRuntimeHost:
         """Return the engine as the host of one node's runs."""
@@ -158,9 +168,13 @@ runroot = "{folder / "run"}"
 
 
 @contextmanager
-def running_engine(folder: Path) -> Iterator[Engine]:
-    """Start an engine in `folder`, and end it with all that it runs."""
-    (folder / "engine.json").write_text("{}")  # the host's own file is not for this one
+def running_engine(folder: Path, *, live_restore: bool = False) -> Iterator[Engine]:
+    """Start an engine in `folder`, and end it with all that it runs.
+
+    With `live_restore` its containers outlive it; whoever started them ends them.
+    """
+    # The host's own file is not for this one.
+    (folder / "engine.json").write_text(json.dumps({"live-restore": live_restore}))
     engine = Engine(socket=folder / "engine.sock", folder=folder)
     with (folder / "dockerd.log").open("wb") as log:
         daemon = subprocess.Popen(
@@ -183,7 +197,7 @@ def running_engine(folder: Path) -> Iterator[Engine]:
         )
     try:
         _await_answer(engine, daemon, folder / "dockerd.log")
-        yield engine
+        yield replace(engine, daemon=daemon)
     finally:
         # It ends its containers and its containerd with it.
         daemon.send_signal(signal.SIGTERM)

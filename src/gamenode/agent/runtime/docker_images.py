@@ -49,6 +49,7 @@ class PulledImages:
         self._file = file
         self._clock = clock
         self._images = _read(file)
+        self._writing = asyncio.Lock()
 
     def used(self, image: str) -> None:
         """Note that something is about to run from `image`; kept on disk by the next `tidy`."""
@@ -140,19 +141,21 @@ class PulledImages:
                 raise
 
     async def _write(self) -> None:
-        content = {
-            image_id: {"names": sorted(it.names), "used_at": it.used_at}
-            for image_id, it in self._images.items()
-        }
-        try:
-            await asyncio.to_thread(_replace, self._file, json.dumps({"images": content}, indent=1))
-        except OSError as error:
-            # A full disk must not keep a step from starting; the next write has it all.
-            _log.warning(
-                "the list of pulled images cannot be written: %s",
-                error,
-                extra={"event": "images.write_failed"},
-            )
+        async with self._writing:
+            content = {
+                image_id: {"names": sorted(it.names), "used_at": it.used_at}
+                for image_id, it in self._images.items()
+            }
+            text = json.dumps({"images": content}, indent=1)
+            try:
+                await asyncio.to_thread(_replace, self._file, text)
+            except OSError as error:
+                # A full disk must not keep a step from starting; the next write has it all.
+                _log.warning(
+                    "the list of pulled images cannot be written: %s",
+                    error,
+                    extra={"event": "images.write_failed"},
+                )
 
 
 def _read(file: Path) -> dict[str, _Image]:

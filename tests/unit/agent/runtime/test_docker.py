@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from tests.support.engine import IMAGE, Engine, image, running_engine
 from tests.support.runtimes import ends, first_block, new_run, opened, whole_log
 
+from gamenode.agent.conditions import ConditionSettings, HostConditions
 from gamenode.agent.runtime import Ended, RunKey, StartError
 from gamenode.agent.runtime.docker import _found, _instant
 from gamenode.agent.runtime.docker_log import Frames, Skip
 from gamenode.agent.runtime.docker_spec import container_name, create_body, run_of
 from gamenode.domain.log import LogPosition, LogStream
+from gamenode.domain.node import ConditionType
 from gamenode.domain.pipeline import (
     ContainerSpec,
     DeviceReservation,
@@ -297,5 +299,42 @@ async def test_a_wait_outlives_a_restart_of_the_engine(tmp_path: Path) -> None:
             await asyncio.to_thread(engines.enter_context, running_engine(tmp_path))
             assert (await waiting).signal is not None
             assert await whole_log(runtime, run) == {LogStream.STDOUT: b"up\n"}
+    finally:
+        await asyncio.to_thread(engines.close)
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("engine")  # it says whether this machine can run one
+async def test_a_run_and_its_log_outlive_a_kill_of_the_engine(tmp_path: Path) -> None:
+    run, engines = new_run(), ExitStack()
+
+    def start() -> Engine:
+        return engines.enter_context(running_engine(tmp_path, live_restore=True))
+
+    try:
+        first = await asyncio.to_thread(start)
+        first.docker("import", "-", IMAGE, stdin=image())
+        host = first.host("fra-09")
+        count = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i; sleep 0.01; done"
+        step = ContainerSpec(image=IMAGE, commands=(count,))
+        async with asyncio.timeout(60.0), opened(host) as runtime:
+            conditions = HostConditions(tmp_path, runtime, ConditionSettings())
+            await runtime.start(run, step, service=False)
+            await first_block(runtime, run)
+            waiting = asyncio.ensure_future(ends(runtime, run))
+            reading = asyncio.ensure_future(whole_log(runtime, run))
+            assert ConditionType.ENGINE_DOWN not in await conditions.look()
+
+            first.kill()
+            assert ConditionType.ENGINE_DOWN in await conditions.look()
+            finding = asyncio.ensure_future(runtime.find(run))
+            await asyncio.to_thread(start)
+
+            assert ConditionType.ENGINE_DOWN not in await conditions.look()
+            assert await finding is not None
+            assert (await waiting).exit_code == 0
+            lines = "".join(f"line {number}\n" for number in range(1, 201))
+            assert await reading == {LogStream.STDOUT: lines.encode()}
+            assert await whole_log(runtime, run) == {LogStream.STDOUT: lines.encode()}
     finally:
         await asyncio.to_thread(engines.close)
