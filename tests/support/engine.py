@@ -165,6 +165,7 @@ runroot = "{folder / "run"}"
         )
         service.terminate()
         service.wait(timeout=30.0)
+        _unmount_below(folder)
 
 
 @contextmanager
@@ -206,6 +207,15 @@ def running_engine(folder: Path, *, live_restore: bool = False) -> Iterator[Engi
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+        _unmount_below(folder)
+
+
+def _unmount_below(folder: Path) -> None:
+    """Undo the mounts that an engine left, or nobody can remove its folder."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in reversed(mounted):
+        if Path(place).is_relative_to(folder):
+            subprocess.run(("umount", "-l", place), check=False, capture_output=True)
 
 
 def _await_answer(engine: Engine, daemon: subprocess.Popen[bytes], log: Path) -> None:

@@ -17,7 +17,8 @@ from tests.support.runtimes import ends, first_block, new_run, opened, whole_log
 from gamenode.agent.conditions import ConditionSettings, HostConditions
 from gamenode.agent.runtime import Ended, RunKey, StartError
 from gamenode.agent.runtime.docker import _found, _instant
-from gamenode.agent.runtime.docker_log import Frames, Skip
+from gamenode.agent.runtime.docker_engine import EngineFacts
+from gamenode.agent.runtime.docker_log import Frames, Skip, log_config
 from gamenode.agent.runtime.docker_spec import container_name, create_body, run_of
 from gamenode.domain.log import LogPosition, LogStream
 from gamenode.domain.node import ConditionType
@@ -32,9 +33,11 @@ from gamenode.domain.pipeline import (
 RUN = RunKey("0190-ab", "game", 2, 3)
 
 
-def body_of(container: ContainerSpec, *, service: bool = False) -> dict[str, Any]:
+def body_of(
+    container: ContainerSpec, *, service: bool = False, podman: tuple[int, int] | None = None
+) -> dict[str, Any]:
     return create_body(
-        RUN, container, service=service, node_id="fra-07", log_config=None, podman=None
+        RUN, container, service=service, node_id="fra-07", log_config=None, podman=podman
     )
 
 
@@ -148,6 +151,96 @@ def test_commands_are_one_shells() -> None:
     body = body_of(ContainerSpec(image="x", commands=("a", "b"), entrypoint=("not", "this")))
     assert body["Entrypoint"] == ["sh", "-e", "-c", "a\nb"]
     assert "Cmd" not in body
+
+
+@pytest.mark.parametrize(
+    ("reservation", "docker", "podman"),
+    [
+        (
+            DeviceReservation(capabilities=("gpu",)),
+            {"Driver": "", "Count": -1, "DeviceIDs": [], "Capabilities": [["gpu"]]},
+            ["nvidia.com/gpu=all"],
+        ),
+        (
+            DeviceReservation(capabilities=("gpu", "utility"), count=2, driver="nvidia"),
+            {
+                "Driver": "nvidia",
+                "Count": 2,
+                "DeviceIDs": [],
+                "Capabilities": [["gpu", "utility"]],
+            },
+            ["nvidia.com/gpu=0", "nvidia.com/gpu=1"],
+        ),
+        (
+            DeviceReservation(capabilities=("gpu",), device_ids=("GPU-1", "nvidia.com/gpu=0")),
+            {
+                "Driver": "",
+                "Count": 0,
+                "DeviceIDs": ["GPU-1", "nvidia.com/gpu=0"],
+                "Capabilities": [["gpu"]],
+            },
+            ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=0"],
+        ),
+    ],
+)
+def test_gpus_are_asked_for_as_each_engine_knows_them(
+    reservation: DeviceReservation, docker: dict[str, Any], podman: list[str]
+) -> None:
+    container = ContainerSpec(image="x", devices_reserved=(reservation,))
+    assert body_of(container)["HostConfig"]["DeviceRequests"] == [docker]
+    by_name = body_of(container, podman=(5, 4))["HostConfig"]["DeviceRequests"]
+    assert by_name == [{"Driver": "cdi", "DeviceIDs": podman}]
+
+
+@pytest.mark.parametrize(
+    ("reservation", "podman", "advice"),
+    [
+        (DeviceReservation(capabilities=("gpu",)), (4, 3), "Podman 5.4 or newer"),
+        (DeviceReservation(capabilities=("tpu",)), (5, 4), "NVIDIA GPUs alone, not tpu"),
+        (DeviceReservation(capabilities=("gpu",), driver="amd"), (5, 4), "not amd, gpu"),
+    ],
+)
+def test_devices_that_podman_would_leave_out_fail_the_start(
+    reservation: DeviceReservation, podman: tuple[int, int], advice: str
+) -> None:
+    with pytest.raises(StartError, match=advice) as caught:
+        body_of(ContainerSpec(image="x", devices_reserved=(reservation,)), podman=podman)
+    assert caught.value.reason is Reason.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("podman", "drivers", "kind"),
+    [
+        (None, {"local", "json-file"}, "local"),
+        (None, {"json-file"}, None),
+        ((4, 3), {"k8s-file", "journald"}, "k8s-file"),
+        ((4, 3), {"journald"}, None),
+    ],
+)
+def test_a_log_is_kept_where_every_byte_comes_back(
+    podman: tuple[int, int] | None, drivers: set[str], kind: str | None
+) -> None:
+    facts = EngineFacts(podman=podman, log_drivers=frozenset(drivers), root=Path("/"))
+    config = log_config(facts, 4096)
+    assert (config["Type"] if config else None) == kind
+
+
+@pytest.mark.docker
+async def test_a_log_that_an_engine_may_change_says_so_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gamenode.agent.runtime.docker.log_config", lambda *_: None)
+    host, run = engine.host("fra-10"), new_run()
+    async with opened(host) as runtime:
+        await runtime.start(run, host.step(prints=b"a\nb\n"), service=False)
+        await ends(runtime, run)
+        log = await whole_log(runtime, run)
+        rest = await whole_log(runtime, run, LogPosition(stdout_bytes=2, stdout_lines=1))
+        shown = json.loads(engine.docker("inspect", container_name(run)))[0]
+    assert shown["HostConfig"]["LogConfig"]["Type"] == "json-file"  # the engine's own choice
+    assert log[LogStream.GAMENODE].startswith(b"inexact: ")
+    assert log[LogStream.STDOUT] == b"a\nb\n"
+    assert rest == {LogStream.STDOUT: b"b\n"}
 
 
 @pytest.mark.parametrize("port", ["", "x", "1:2:3", "1-3:1-2", "80/icmp"])
