@@ -8,22 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+import sqlite3
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from gamenode.agent.journal import (
     Held,
     Journal,
+    JournaledTry,
     KeptService,
     Outcome,
     Try,
     certainly_unwritten,
 )
-from gamenode.agent.runtime import Ended, LogBlock, Progress, Pull, Runtime, StartError
+from gamenode.agent.policy import Policy
+from gamenode.agent.runtime import (
+    Ended,
+    Found,
+    LogBlock,
+    Progress,
+    Pull,
+    Running,
+    Runtime,
+    StartError,
+)
+from gamenode.agent.secrets import Secrets
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.command import (
     CancelOrder,
@@ -48,11 +62,17 @@ from gamenode.domain.pipeline import (
     StepReport,
     StepType,
 )
-from gamenode.domain.template import fill_container
+from gamenode.domain.verification import HostAttempt, RunState
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
+from gamenode.lib.groups import QueueFullError
 from gamenode.lib.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
+_RUN_STATES: Final = {
+    type(None): RunState.ABSENT,
+    Running: RunState.RUNNING,
+    Ended: RunState.ENDED,
+}
 
 
 class Reporter(Protocol):
@@ -86,6 +106,10 @@ class RunnerSettings:
     """How often it is looked for what nobody needs on this host any more."""
     orphans_age_s: float = 3600.0
     """An ended run that the journal does not know is removed when it ended so long ago."""
+    look_s_max: float = 10.0
+    """How long it may take to find out what the host holds, when the server asks."""
+    stated_attempts_max: int = 20_000
+    """How many attempts one such answer holds; an agent with more refuses."""
 
 
 @dataclass(slots=True)
@@ -94,8 +118,11 @@ class _Work:
 
     dispatch: Dispatch
     order: ExecuteOrder | None
-    accepted_at: Instant | None
     tries: dict[LogKey, Try] = field(default_factory=dict)
+    accepted_s: float = 0.0
+    """When it was accepted, on the monotonic clock, by which alone time runs out (rule RA6)."""
+    started_s: dict[LogKey, float] = field(default_factory=dict)
+    """When each try came to run, on the same clock."""
     fresh: LogKey | None = None
     """The try that was journaled a moment ago, so that the host need not be asked about it."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -118,7 +145,8 @@ class Runner:
         journal: Journal,
         uploader: LogUploader,
         reporter: Reporter,
-        envs: Mapping[str, str],
+        policy: Policy,
+        secrets: Secrets,
         clock: Clock,
         settings: RunnerSettings,
     ) -> None:
@@ -127,7 +155,8 @@ class Runner:
         self._journal = journal
         self._uploader = uploader
         self._reporter = reporter
-        self._envs = envs
+        self._policy = policy
+        self._secrets = secrets
         self._clock = clock
         self._settings = settings
         self._supervisor = Supervisor()
@@ -140,10 +169,15 @@ class Runner:
 
     def resume(self) -> None:
         """Go on with everything that the journal holds."""
-        for service in self._journal.services():
+        services, held = self._journal.services(), self._journal.held()
+        self._secrets.resume(
+            (one.order for one in held if one.order is not None),
+            (service.key.pipeline_id for service in services),
+        )
+        for service in services:
             self._watch_service(service)
-        for held in self._journal.held():
-            self._begin(held)
+        for one in held:
+            self._begin(one)
         self._supervisor.keep("clean-up", self._clean_up)
 
     def held(self) -> list[Dispatch]:
@@ -208,6 +242,37 @@ class Runner:
         work = self._works.get(dispatch)
         if work is not None:
             work.released.set()
+
+    async def state_attempts(self) -> OrderAnswer:
+        """Return every run that the journal or the host holds; refuse where that cannot be said.
+
+        Source: P1, P2; `gamenode verify attempts`.
+        """
+        try:
+            async with asyncio.timeout(self._settings.look_s_max):
+                # The host first: what is on it was journaled before, so that a run that begins
+                # meanwhile never looks like one without an entry.
+                on_host = await self._runtime.runs()
+                journaled = await self._journal.tries()
+        except (TimeoutError, GameNodeError, sqlite3.Error, QueueFullError) as error:
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason="UNAVAILABLE",
+                message=f"host or journal cannot be read now: {error or 'it takes too long'}",
+            )
+        keys = on_host.keys() | journaled.keys()
+        if len(keys) > self._settings.stated_attempts_max:
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason="TOO_MANY",
+                message=f"{len(keys)} attempts are more than one answer holds",
+            )
+        return OrderAnswer(
+            outcome=OrderOutcome.ACCEPTED,
+            attempts=tuple(
+                _host_attempt(key, on_host.get(key), journaled.get(key)) for key in keys
+            ),
+        )
 
     @property
     def state(self) -> tuple[int, Maintenance]:
@@ -323,18 +388,23 @@ class Runner:
                 )
         first = _first_key(order)
         now = self._clock.now()
-        work = _Work(order.dispatch, order, now, fresh=first)
+        work = _Work(order.dispatch, order, accepted_s=self._clock.monotonic_s(), fresh=first)
         if first is not None:
             work.tries[first] = Try(key=first)
         # In the table before the journal answers: a statement made meanwhile must not leave it out.
         self._works[order.dispatch] = work
+        kept = False
         try:
+            await self._secrets.keep(order)
+            kept = True
             await self._journal.accept(order, first, now=now)
         except BaseException as error:
             del self._works[order.dispatch]
             # Refused means that it never will run here, so that another node may take it (P2).
-            if not isinstance(error, Exception) or not certainly_unwritten(error):
+            unwritten = isinstance(error, Exception) and (not kept or certainly_unwritten(error))
+            if not unwritten:
                 raise
+            await self._forget_secrets(order.dispatch.pipeline_id)
             return OrderAnswer(
                 outcome=OrderOutcome.REFUSED,
                 reason="JOURNAL",
@@ -354,8 +424,8 @@ class Runner:
         work = _Work(
             held.dispatch,
             held.order,
-            held.accepted_at,
             tries={made.key: made for made in held.tries},
+            accepted_s=self._monotonic_of(held.accepted_at),
             cancel=held.cancel,
             journaled_cancel=held.cancel,
         )
@@ -365,6 +435,17 @@ class Runner:
                 work.forced.set()
         self._works[held.dispatch] = work
         self._start(work)
+
+    def _monotonic_of(self, at: Instant | None) -> float:
+        """Return when `at` was on the monotonic clock; for what began before this agent did.
+
+        Only the wall clock bridges a restart, and only once: what it does later changes nothing.
+        Where it went back meanwhile, all of the time counts anew.
+        """
+        now_s = self._clock.monotonic_s()
+        if at is None:
+            return now_s
+        return now_s - max(0.0, (self._clock.now() - at) / NANOSECONDS_PER_S)
 
     def _start(self, work: _Work) -> None:
         name = f"pipeline {work.dispatch.pipeline_id}"
@@ -385,9 +466,15 @@ class Runner:
             try:
                 await call()
             except Exception:  # noqa: BLE001 - the last resort of everything that is held
-                _log.exception(
+                # Whatever it was, its words may hold what a step was given.
+                trace = self._secrets.mask(pipeline_id, traceback.format_exc())
+                _log.error(
                     "pipeline goes on after an unexpected failure",
-                    extra={"event": "runner.failed", "pipeline_id": pipeline_id},
+                    extra={
+                        "event": "runner.failed",
+                        "pipeline_id": pipeline_id,
+                        "exception": trace,
+                    },
                 )
                 await asyncio.sleep(self._settings.repeat_s)
             else:
@@ -396,9 +483,8 @@ class Runner:
     async def _run_steps(self, work: _Work, order: ExecuteOrder) -> None:
         overdue = asyncio.Event()
         timer = None
-        if order.timeout_s is not None and work.accepted_at is not None:
-            elapsed_s = (self._clock.now() - work.accepted_at) / NANOSECONDS_PER_S
-            left_s = order.timeout_s - elapsed_s
+        if order.timeout_s is not None:
+            left_s = work.accepted_s + order.timeout_s - self._clock.monotonic_s()
             if left_s <= 0:
                 overdue.set()  # now: what begins next must find it
             else:
@@ -435,7 +521,8 @@ class Runner:
                     continue  # the next one has begun, and must be looked after
             else:
                 outcome = await self._try(work, step, key, limits)
-            last = number + 1 == step.attempts
+            # What a node does not allow, it does not allow the next time either.
+            last = number + 1 == step.attempts or outcome.reason is Reason.POLICY
             if outcome.status is not Status.FAILED or last or limits.reached:
                 await self._report_end(work, step, key, outcome)
                 if outcome.status is not Status.COMPLETED and work.failed is None:
@@ -474,14 +561,16 @@ class Runner:
             if isinstance(started, Outcome):
                 return await self._ended(work, key, started)
             started_at = started
+            work.started_s[key] = self._clock.monotonic_s()
         else:
             started_at = found.started_at
+            work.started_s.setdefault(key, self._monotonic_of(started_at))
         running = Outcome(status=Status.RUNNING, started_at=started_at)
         self._follow_log(key, running, new=found is None)
         self._report(work, step, running, key.attempt)
         if isinstance(found, Ended):
             return await self._ended(work, key, _outcome_of(found))
-        outcome = await self._wait(step, key, limits, running, adopted=found is not None)
+        outcome = await self._wait(step, key, limits, running)
         if outcome.status is not Status.COMPLETED or step.type is not StepType.SERVICE:
             return await self._ended(work, key, outcome)
         service = KeptService(
@@ -499,12 +588,20 @@ class Runner:
         What takes long comes before the start, where a cancel can still prevent it (P11).
 
         Raises:
-            StartError: it certainly did not start.
+            StartError: it certainly did not start; POLICY, this node does not allow it.
             GameNodeError: the container's texts cannot be filled in.
         """
-        # The node's own values win: a caller supplies only what it does not define (F6).
-        envs = {**(work.order.envs if work.order else {}), **self._envs}
-        container = fill_container(step.container, envs)
+        pipeline_id = key.pipeline_id
+        if missing := self._secrets.missing(pipeline_id, step.container):
+            raise StartError(
+                Reason.SECRET_MISSING,
+                f"this node has no value of {', '.join(missing)} any more: run the pipeline again",
+            )
+        envs = work.order.envs if work.order else {}
+        filled = self._secrets.fill(pipeline_id, step.container, envs)
+        # Asked before, so that nothing is fetched for nothing, and right before the start, since a
+        # path may lead elsewhere by then.
+        container = await self._policy.admit(filled, runtime=self._runtime.name)
         if limits.outcome() is None:
             progress = self._pull_reports(work, step, key)
             preparing = asyncio.ensure_future(self._runtime.prepare(container, progress=progress))
@@ -517,6 +614,7 @@ class Runner:
         why = limits.outcome()
         if why is not None:
             return why
+        container = await self._policy.admit(filled, runtime=self._runtime.name)
         service = step.type is StepType.SERVICE
         return await self._runtime.start(key, container, service=service)
 
@@ -538,22 +636,15 @@ class Runner:
         return report
 
     async def _wait(
-        self,
-        step: GrantedStep,
-        key: LogKey,
-        limits: _Limits,
-        running: Outcome,
-        *,
-        adopted: bool,
+        self, step: GrantedStep, key: LogKey, limits: _Limits, running: Outcome
     ) -> Outcome:
         """Wait for the end of a running try, and end it on cancel or timeout.
 
         A service is done when it has run for a moment.
         """
         timeout_s = step.timeout_s
-        if timeout_s is not None and adopted and running.started_at is not None:
-            # Its start was before ours, so the wall clock has to say how long ago.
-            elapsed_s = (self._clock.now() - running.started_at) / NANOSECONDS_PER_S
+        if timeout_s is not None:
+            elapsed_s = self._clock.monotonic_s() - limits.work.started_s[key]
             timeout_s = max(0.0, timeout_s - elapsed_s)
         service = step.type is StepType.SERVICE
         ending = asyncio.ensure_future(self._runtime.wait(key))
@@ -587,7 +678,8 @@ class Runner:
     async def _ended(
         self, work: _Work, key: LogKey, outcome: Outcome, *, service: KeptService | None = None
     ) -> Outcome:
-        outcome = replace(outcome, message=self._sayable(outcome.message))
+        message = self._secrets.mask(key.pipeline_id, outcome.message)
+        outcome = replace(outcome, message=self._sayable(message))
         await self._journal.end_try(key, outcome, service=service)
         work.tries[key] = replace(work.tries[key], outcome=outcome)
         return outcome
@@ -600,7 +692,8 @@ class Runner:
 
     def _follow_log(self, key: LogKey, outcome: Outcome, *, new: bool = False) -> None:
         def source(position: LogPosition, live: asyncio.Event) -> AsyncIterator[LogBlock]:
-            return self._runtime.read_log(key, position, live=live)
+            printed = self._runtime.read_log(key, position, live=live)
+            return self._secrets.log(key.pipeline_id, printed)
 
         if outcome.started_at is not None:
             self._uploader.begin(key, source, new=new)
@@ -657,9 +750,20 @@ class Runner:
         async with self._turn(work.dispatch):
             await self._journal.release(work.dispatch)
             self._works.pop(work.dispatch, None)
+        await self._forget_secrets(work.dispatch.pipeline_id)
         for key in work.tries:
             if key not in self._services:
                 await self._clean(key)
+
+    async def _forget_secrets(self, pipeline_id: str) -> None:
+        """Forget a pipeline's secrets once no dispatch of it is held and no service of it lives."""
+
+        def needed() -> bool:
+            return any(d.pipeline_id == pipeline_id for d in self._works) or any(
+                key.pipeline_id == pipeline_id for key in self._services
+            )
+
+        await self._secrets.forget(pipeline_id, unless=needed)
 
     async def _clean(self, key: LogKey) -> None:
         """Remove an ended run and its log from the host, once the server has all of the log."""
@@ -710,6 +814,7 @@ class Runner:
             await self._uploader.forget(key)
         await self._journal.forget_service(key)
         self._services.pop(key, None)
+        await self._forget_secrets(key.pipeline_id)
         if not self._is_known(key):
             await self._clean(key)
 
@@ -802,6 +907,19 @@ async def _first_of(
         for future, wait in zip(futures, waits, strict=True):
             if future is not wait:
                 future.cancel()
+
+
+def _host_attempt(key: LogKey, found: Found | None, journaled: JournaledTry | None) -> HostAttempt:
+    told = found or journaled
+    ended = found if isinstance(found, Ended) else journaled if found is None else None
+    return HostAttempt(
+        key=key,
+        in_journal=journaled is not None,
+        state=_RUN_STATES[type(found)],
+        started_at=told.started_at if told is not None else None,
+        ended_at=ended.ended_at if ended is not None else None,
+        ending=journaled is not None and journaled.ending,
+    )
 
 
 def _first_key(order: ExecuteOrder) -> LogKey | None:

@@ -12,8 +12,10 @@ from gamenode.agent.inventory_reporter import ReporterSettings
 from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
 from gamenode.agent.runtime.docker_settings import DockerSettings, RegistrySettings
+from gamenode.agent.secrets import SecretSettings
 from gamenode.agent.session import SessionSettings
 from gamenode.agent.uploader import UploaderSettings
+from gamenode.lib.clock import ClockSettings
 from gamenode.telemetry import LogLevel
 
 
@@ -33,6 +35,8 @@ class HostSettings:
     """`docker`, `process`, or `auto`: docker where an engine answers, else process."""
     engine_socket: Path = Path("/var/run/docker.sock")
     """The engine's API; Podman's socket serves as well."""
+    policy: Path = Path("/etc/gamenode/policy.toml")
+    """What this host allows; without the file, the defaults of docs/operations/node-policy.md."""
     log_level: LogLevel = LogLevel.INFO
     """`debug`, `info`, `warning` or `error`."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +51,8 @@ class EnvSettings:
 
     values: Mapping[str, str] = field(default_factory=dict)
     """A table: name = "value". Pipelines name them; the server learns the names alone."""
+    secret: frozenset[str] = frozenset()
+    """Names of those whose values are masked in logs, and stand in `environment` alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +64,11 @@ class AgentSettings:
     link: LinkSettings = field(default_factory=LinkSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     conditions: ConditionSettings = field(default_factory=ConditionSettings)
+    clock: ClockSettings = field(default_factory=ClockSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     docker: DockerSettings = field(default_factory=DockerSettings)
     registries: RegistrySettings = field(default_factory=RegistrySettings)
     logs: UploaderSettings = field(default_factory=UploaderSettings)
+    secrets: SecretSettings = field(default_factory=SecretSettings)
     inventory: ReporterSettings = field(default_factory=ReporterSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)

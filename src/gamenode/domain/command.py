@@ -17,6 +17,7 @@ from gamenode.domain.pipeline import (
     Status,
     StepType,
 )
+from gamenode.domain.verification import HostAttempt
 from gamenode.lib.clock import Instant
 
 
@@ -53,6 +54,8 @@ class ExecuteOrder:
     timeout_s: float | None = None
     envs: Mapping[str, str] = field(default_factory=dict)
     """Values of declared envs that the node does not define itself."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Values of secret args; their templates stand in `environment`. Never in a journal (RG3)."""
     state_version: int = 0
 
 
@@ -105,10 +108,15 @@ class CollectOrder:
     """Collect the inventory now, and send it (B2)."""
 
 
+@dataclass(frozen=True, slots=True)
+class VerifyOrder:
+    """State every attempt that the journal or the host holds."""
+
+
 WorkOrder = ExecuteOrder | CancelOrder | StateOrder
 """What changes the work that a node does; only these go through its journal."""
 
-Order = WorkOrder | CollectOrder
+Order = WorkOrder | CollectOrder | VerifyOrder
 
 
 class OrderOutcome(StrEnum):
@@ -128,6 +136,8 @@ class OrderAnswer:
     message: str = ""
     confirmation: StateConfirmation | None = None
     """The answer to a `StateOrder`."""
+    attempts: tuple[HostAttempt, ...] = ()
+    """The answer to a `VerifyOrder`: all of them, never a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

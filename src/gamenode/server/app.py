@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from gamenode.domain.command import Closed, CloseReason
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.lib.clock import Clock, after
+from gamenode.lib.clock import Clock, ClockWatch, after
+from gamenode.lib.durable import write_private
 from gamenode.lib.folder import hold_folder
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import Supervisor
@@ -48,7 +48,10 @@ from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.nodes.service import GameNodeService
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.manager import PipelineManager
+from gamenode.server.pipelines.retention import Retention
+from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.server.pipelines.service import GamePipelineGRPCService
+from gamenode.server.pipelines.verifier import AttemptVerifier
 from gamenode.server.rpc.agent_link import AgentLink
 from gamenode.server.rpc.interceptors import EdgeInterceptor
 from gamenode.server.rpc.servicer import GameNodeServer
@@ -59,7 +62,7 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 _log = logging.getLogger(__name__)
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
 _PURGE_INTERVAL_S: Final = 3600.0
-_AUDIT_KEY_BYTES: Final = 32
+_KEY_BYTES: Final = 32
 
 
 class Server:
@@ -75,6 +78,7 @@ class Server:
         """
         self._settings = settings
         self._clock = clock
+        self._clock_watch = ClockWatch(clock, settings.clock)
         if settings.access.auth is AuthMode.NONE:
             for address in (settings.server.http, settings.server.grpc):
                 require_loopback(address)
@@ -86,7 +90,16 @@ class Server:
                 database_settings, url=f"sqlite:///{(data / 'gamenode.db').absolute()}"
             )
         self._database = Database.open(database_settings, clock=clock)
-        audit_key = _audit_key(data / "audit.key")
+        audit_key = _key(
+            data / "audit.key",
+            "put it back from a backup: without it the audit log cannot be verified",
+        )
+        secret_box = SecretBox(
+            _key(
+                data / "secrets.key",
+                "put it back from a backup: without it waiting pipelines lose their secrets",
+            )
+        )
         self._feed = EventFeed(self._database, settings=settings.events, audit_key=audit_key)
         self._database.on_commit(self._feed)
         self._access = AccessManager(
@@ -100,12 +113,13 @@ class Server:
         self._nodes = NodeManager(
             service=self._node_service,
             clock=clock,
+            clock_watch=self._clock_watch,
             ids=ids,
             settings=settings.nodes,
             states=settings.states,
             inventories=settings.inventories,
         )
-        self._pipeline_service = GamePipelineGRPCService(self._database)
+        self._pipeline_service = GamePipelineGRPCService(self._database, secret_box)
         files = LogFiles(data / "logs")
         self._log_service = LogService(self._database, files, settings=settings.logs)
         self._streamer = LogStreamer(
@@ -136,7 +150,20 @@ class Server:
             ids=ids,
             settings=settings.pipelines,
         )
-        self._metrics = MetricService(self._database, clock=clock, settings=settings.metrics)
+        self._retention = Retention(
+            service=self._pipeline_service,
+            logs=self._log_service,
+            removed=self._pipelines.forget,
+            clock=clock,
+            clock_watch=self._clock_watch,
+            settings=settings.pipelines,
+        )
+        self._metrics = MetricService(
+            self._database,
+            clock=clock,
+            clock_watch=self._clock_watch,
+            settings=settings.metrics,
+        )
         self._nodes.on_change(self._dispatcher.wake)
         self._feed.on_events(self._dispatcher.hear)
         self._supervisor = Supervisor(expected=GameNodeError)
@@ -149,6 +176,11 @@ class Server:
                     Nouns(
                         pipeline_manager=self._pipelines,
                         pipeline_service=self._pipeline_service,
+                        verifier=AttemptVerifier(
+                            service=self._pipeline_service,
+                            nodes=self._nodes,
+                            settings=settings.verifier,
+                        ),
                         nodes=self._nodes,
                         inventories=self._nodes.inventories,
                         logs=self._logs,
@@ -196,8 +228,10 @@ class Server:
         self._supervisor.keep("nodes.flush", self._nodes.flush)
         self._supervisor.keep("nodes.states", self._nodes.states.run)
         self._supervisor.keep("dispatch", self._dispatcher.run)
+        self._supervisor.keep("pipelines.retention", self._retention.run)
         self._supervisor.keep("metrics.purge", self._metrics.purge)
         self._supervisor.keep("events.purge", self._purge_events)
+        self._supervisor.keep("pipelines.forget_secrets", self._pipelines.forget_secrets)
         self._supervisor.keep("events.internal_errors", self._internal_errors.run)
         self._supervisor.keep("access.flush", self._access.flush)
         self._serving = asyncio.get_running_loop().create_task(
@@ -308,8 +342,9 @@ class Server:
 
     async def _purge_events(self) -> None:
         while True:
-            before = after(self._clock.now(), -self._settings.server.event_keep_s)
-            await self._database.write(partial(events.purge, before=before))
+            if self._clock_watch.jump_s() is None:  # else what is old cannot be told (rule RA6)
+                before = after(self._clock.now(), -self._settings.server.event_keep_s)
+                await self._database.write(partial(events.purge, before=before))
             await asyncio.sleep(_PURGE_INTERVAL_S)
 
 
@@ -380,33 +415,18 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def _audit_key(path: Path) -> bytes:
-    """Return the key of the audit chain; the first start makes it (RC4).
+def _key(path: Path, hint: str) -> bytes:
+    """Return a key of 32 bytes; the first start makes it, outside the database.
 
     Raises:
         GameNodeError: CONFLICT, the file holds no key.
     """
     if not path.exists():
-        # Renamed when it is whole: a crash must not leave an empty key, which anybody knows.
-        new = path.with_suffix(".new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_AUDIT_KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        # Whole or not there: a crash must not leave an empty key, which anybody knows.
+        write_private(path, os.urandom(_KEY_BYTES))
     key = path.read_bytes()
-    if len(key) != _AUDIT_KEY_BYTES:
-        raise GameNodeError(
-            ErrorCode.CONFLICT,
-            f"{path} is not the key of an audit log",
-            hint="put it back from a backup: without it the audit log cannot be verified",
-        )
+    if len(key) != _KEY_BYTES:
+        raise GameNodeError(ErrorCode.CONFLICT, f"{path} is not a key", hint=hint)
     return key
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from gamenode.domain import access, audit
+from gamenode.domain import access, audit, verification
 from gamenode.domain import event as events
 from gamenode.domain import inventory as inventories
 from gamenode.domain import inventory_diff as diffs
@@ -23,6 +23,7 @@ from gamenode.domain import node as nodes
 from gamenode.domain import pipeline as pipelines
 from gamenode.domain.errors import GameNodeError
 from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
+from gamenode.wire.args_schema import args_json_schema
 from gamenode.wire.errors import OUTWARD
 
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
@@ -321,12 +322,20 @@ class PipelineRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     selector: Annotated[Text, Meta(max_length=1024)] = ""
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
 
+    def __repr__(self) -> str:
+        """Show no values: some may be secret."""
+        return f"PipelineRequest(args={list(self.args)}, node={self.node!r})"
+
 
 class ValidateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pipeline file to look at; its args are looked at too where they are given."""
 
     file: Annotated[Text, Meta(description="The text of a pipeline file.")]
     args: dict[Text, ArgValue] | None = None
+
+    def __repr__(self) -> str:
+        """Show no values: some may be secret."""
+        return f"ValidateRequest(args={list(self.args or ())})"
 
 
 class CancelRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -362,6 +371,9 @@ class PipelineFile(Struct, frozen=True, kw_only=True):
     name: str
     description: str
     args: Sequence[DeclaredArg]
+    args_schema: Annotated[
+        dict[str, Any], Meta(description="The JSON Schema (draft 2020-12) of the args' values.")
+    ]
     envs: Sequence[str]
     steps: Sequence[DeclaredStep]
 
@@ -453,6 +465,30 @@ class Version(Struct, frozen=True, kw_only=True):
 
     version: str
     api: str
+
+
+class AttemptViolation(Struct, frozen=True, kw_only=True):
+    """One thing that must not be."""
+
+    kind: verification.ViolationKind
+    pipeline_id: str
+    step: str
+    attempt: int
+    run: int
+    node_id: str
+    message: str
+
+
+class AttemptVerdict(Struct, frozen=True, kw_only=True):
+    """Whether rows, journals and hosts agree about every attempt."""
+
+    ok: bool
+    attempts: int
+    """How many runs were compared."""
+    nodes_asked: int
+    nodes_absent: Sequence[str]
+    """Who could not be asked; nothing is said about what is on them."""
+    violations: Sequence[AttemptViolation]
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -661,6 +697,7 @@ def encode_pipeline_file(spec: pipelines.PipelineSpec) -> PipelineFile:
             )
             for arg in spec.args
         ],
+        args_schema=args_json_schema(spec.args),
         envs=spec.envs,
         steps=[
             DeclaredStep(name=step.name, type=step.type, when=step.condition) for step in spec.steps
@@ -721,6 +758,28 @@ def encode_audit(number: int, entry: audit.AuditEntry) -> AuditEntry:
         before=entry.before,
         after=entry.after,
         request_id=entry.request_id,
+    )
+
+
+def encode_attempt_verdict(verdict: verification.AttemptVerdict) -> AttemptVerdict:
+    """Return the body of what came of comparing all records."""
+    return AttemptVerdict(
+        ok=verdict.ok,
+        attempts=verdict.attempts,
+        nodes_asked=verdict.nodes_asked,
+        nodes_absent=verdict.nodes_absent,
+        violations=[
+            AttemptViolation(
+                kind=violation.kind,
+                pipeline_id=violation.key.pipeline_id,
+                step=violation.key.step,
+                attempt=violation.key.attempt,
+                run=violation.key.run,
+                node_id=violation.node_id,
+                message=violation.message,
+            )
+            for violation in verdict.violations
+        ],
     )
 
 

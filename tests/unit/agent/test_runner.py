@@ -15,8 +15,10 @@ from tests.support.plane import RecordingHost
 from tests.support.time import LoopClock, until, virtual_time
 
 from gamenode.agent.journal import Journal, Outcome
+from gamenode.agent.policy import OpenPolicy
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime.fake import FakeRuntime
+from gamenode.agent.secrets import Secrets, SecretSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
 from gamenode.domain.command import (
@@ -86,6 +88,7 @@ class TakesEverything:
 
     def __init__(self) -> None:
         self.lengths: dict[LogKey, int] = {}
+        self.logs: dict[LogKey, bytes] = {}
         self.here = asyncio.Event()
         self.here.set()
 
@@ -96,6 +99,7 @@ class TakesEverything:
         length = self.lengths.get(key, 0)
         if offset == length:
             length = self.lengths[key] = offset + len(chunk)
+            self.logs[key] = self.logs.get(key, b"") + chunk
         return AppendAnswer(next_offset=length, position=position, hash=b"")
 
 
@@ -137,6 +141,7 @@ class Node:
     clock: LoopClock = field(default_factory=LoopClock)
     reports: list[Report] = field(default_factory=list)
     server: TakesEverything = field(default_factory=TakesEverything)
+    envs: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.host = RecordingHost(clock=self.clock)
@@ -147,12 +152,20 @@ class Node:
         self.uploader = LogUploader(
             link=self.server, spool=LogSpool(self.folder / "spool"), settings=UploaderSettings()
         )
+        self.secrets = Secrets(
+            self.folder / "secrets",
+            envs=self.envs,
+            secret_envs=self.envs.keys() - {"OPEN"},
+            clock=self.clock,
+            settings=SecretSettings(),
+        )
         self.runner = Runner(
             runtime=FakeRuntime(self.host),
             journal=self.journal,
             uploader=self.uploader,
             reporter=self,
-            envs={},
+            policy=OpenPolicy(),
+            secrets=self.secrets,
             clock=self.clock,
             settings=RunnerSettings(),
         )
@@ -653,6 +666,52 @@ async def test_a_step_timeout_ends_the_step(tmp_path: Path) -> None:
         assert await node.ended() is Status.FAILED
         assert node.step().reason is Reason.TIMEOUT
         assert node.clock.monotonic_s() < 5.0 + STOP_GRACE_S + 5.0
+
+
+@virtual_time
+@pytest.mark.parametrize("jump_s", [-100_000.0, 100_000.0])
+async def test_no_jump_of_the_wall_clock_moves_a_timeout(tmp_path: Path, jump_s: float) -> None:
+    async with on_a_node(tmp_path) as node:
+        limited = step(duration_s=600, timeout_s=50.0)
+        await node.runner.take(order(limited, timeout_s=500.0))
+        await node.started()
+        begun_s = node.clock.monotonic_s()
+        await asyncio.sleep(10.0)
+        node.clock.jump(jump_s)
+        await asyncio.sleep(30.0)
+        assert node.end() is None
+        assert await node.ended() is Status.FAILED
+        assert node.step().message == "ended: the step's timeout of 50 s had passed"
+        assert 49.5 < node.clock.monotonic_s() - begun_s < 51.0
+
+
+@virtual_time
+async def test_a_restart_counts_the_time_before_it_by_the_wall_clock(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=600, timeout_s=50.0)))
+        await node.started()
+        begun_s = node.clock.monotonic_s()
+        await asyncio.sleep(30.0)
+        await node.restart()
+        await asyncio.sleep(1.0)
+        node.clock.jump(-100_000.0)  # once it is adopted, this changes nothing
+        assert await node.ended() is Status.FAILED
+        assert 49.5 < node.clock.monotonic_s() - begun_s < 51.0
+
+
+@virtual_time
+async def test_a_wall_clock_that_went_back_over_a_restart_lets_a_timeout_count_anew(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=600, timeout_s=50.0), timeout_s=300.0))
+        await node.started()
+        await node.crash()
+        node.clock.jump(-100_000.0)
+        begun_s = node.clock.monotonic_s()
+        node.begin()
+        assert await node.ended() is Status.FAILED
+        assert 49.5 < node.clock.monotonic_s() - begun_s < 51.0
 
 
 @virtual_time

@@ -54,6 +54,7 @@ ROLES: Final[Mapping[str, Role]] = MappingProxyType(
         "GET /api/v1/pipelines/{pipeline}": Role.VIEWER,
         "POST /api/v1/pipelines/{pipeline}:cancel": Role.OPERATOR,
         "GET /api/v1/pipelines/{pipeline}/steps/{step}/logs": Role.VIEWER,
+        "GET /api/v1/attempts:verify": Role.OPERATOR,
         "GET /api/v1/events": Role.VIEWER,
         "GET /api/v1/tokens": Role.ADMIN,
         "POST /api/v1/tokens": Role.ADMIN,

@@ -172,6 +172,8 @@ pipelines: Final = Table(
     Column("cancel_by", Text, nullable=False),
     Column("cancel_acknowledged_at", BigInteger),
     Column("retry_of", String(36), nullable=False),
+    # Its secret args, under the key in secrets.key.
+    Column("sealed", LargeBinary),
     # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
     Index(
         "pipelines_queued",
@@ -199,6 +201,19 @@ pipelines: Final = Table(
         postgresql_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
     ),
     Index("pipelines_newest", "created_at", "id"),
+    Index(
+        "pipelines_ended",
+        "ended_at",
+        "id",
+        sqlite_where=text("ended_at IS NOT NULL"),
+        postgresql_where=text("ended_at IS NOT NULL"),
+    ),
+    Index(
+        "pipelines_sealed",
+        "ended_at",
+        sqlite_where=text("sealed IS NOT NULL"),
+        postgresql_where=text("sealed IS NOT NULL"),
+    ),
 )
 
 steps: Final = Table(
@@ -255,7 +270,16 @@ idempotency_keys: Final = Table(
     Column("body_hash", String(64), nullable=False),
     Column("pipeline_id", String(36), nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # Set with the removal of its pipeline, which it outlives for a while (rule RC5).
+    Column("expires_at", BigInteger),
     PrimaryKeyConstraint("caller", "key"),
+    Index("idempotency_keys_by_pipeline", "pipeline_id"),
+    Index(
+        "idempotency_keys_expiring",
+        "expires_at",
+        sqlite_where=text("expires_at IS NOT NULL"),
+        postgresql_where=text("expires_at IS NOT NULL"),
+    ),
 )
 
 logs: Final = Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -37,14 +37,16 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.selector import parse_selector
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, after
 from gamenode.lib.ids import Ids
+from gamenode.lib.tasks import every
 from gamenode.server.events.feed import EventFeed
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.logs.service import LogService
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
+from gamenode.server.pipelines.retention import RetentionSettings
 from gamenode.server.pipelines.service import GamePipelineGRPCService, Prepared
 from gamenode.wire.pipeline_file import parse_pipeline
 
@@ -56,13 +58,17 @@ _ENDS: Final = EventFilter(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineSettings:
+class PipelineSettings(RetentionSettings):
     """Bounds of pipelines."""
 
     wait_s_max: float = 60.0
     """The longest that one request may wait for an end."""
     reports_per_write_max: int = 250
     """How many reports one transaction takes, so that nobody waits long behind it (P14)."""
+    secrets_keep_s: float = 86_400.0
+    """How long the secrets of one that did not complete are kept, so that it can be retried."""
+    secrets_sweep_interval_s: float = 600.0
+    """How often it is looked for such that can be forgotten."""
     log_owners_max: int = 10_000
     """How many logs are remembered as rightly written to; then all are asked for anew."""
 
@@ -112,6 +118,15 @@ class PipelineManager:
         return await self._service.cancel(
             pipeline_id, reason=reason, force=force, by=by, now=self._clock.now()
         )
+
+    async def forget_secrets(self) -> None:
+        """Forget, time and again, the secrets of pipelines that ended long ago."""
+
+        async def sweep() -> None:
+            keep_s = self._settings.secrets_keep_s
+            await self._service.forget_secrets(after(self._clock.now(), -keep_s))
+
+        await every(self._settings.secrets_sweep_interval_s, sweep)
 
     async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
         """Remove a node; its agent is told so."""
@@ -174,6 +189,13 @@ class PipelineManager:
         if len(self._log_owners) >= self._settings.log_owners_max:
             self._log_owners.clear()
         self._log_owners.add(owned)
+
+    def forget(self, pipeline_ids: Collection[str]) -> None:
+        """Let go of what is remembered of pipelines that were removed."""
+        gone = set(pipeline_ids)
+        self._log_owners = {
+            (key, node_id) for key, node_id in self._log_owners if key.pipeline_id not in gone
+        }
 
     async def node_of(self, pipeline_id: str) -> str:
         """Return the node that a pipeline is bound to; empty before a dispatch."""
@@ -257,7 +279,7 @@ class PipelineManager:
 
     def _prepare(self, request: NewPipeline) -> Prepared:
         spec = parse_pipeline(request.file)
-        steps, args = resolve(spec, request.args)
+        resolved = resolve(spec, request.args)
         _check_envs(spec, request)
         node = request.node or spec.placement.node
         selector = ",".join(filter(None, (spec.placement.selector, request.selector)))
@@ -267,16 +289,17 @@ class PipelineManager:
             id=pipeline_id,
             request=request,
             name=spec.name,
-            args=args,
+            args=resolved.args,
             envs_needed=frozenset(spec.envs) - request.envs.keys(),
             wanted_node=node,
             selector=selector,
             work=ExecuteOrder(
                 dispatch=Dispatch(pipeline_id, 0),
                 name=spec.name,
-                steps=tuple(self._unbound(step) for step in steps),
+                steps=tuple(self._unbound(step) for step in resolved.steps),
                 timeout_s=spec.timeout_s,
                 envs=dict(request.envs),
+                secrets=resolved.secrets,
             ),
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,10 +32,14 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.placement import QueuedPipeline
-from gamenode.lib.clock import Instant
+from gamenode.domain.template import Namespace, names_used
+from gamenode.domain.verification import StepKey, StepRecord
+from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
 from gamenode.server.db.database import Database
+from gamenode.server.logs import service as logs
 from gamenode.server.nodes import service as nodes
 from gamenode.server.pipelines import changes, store
+from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.wire.codec import pack_order, unpack_order
 
 
@@ -58,9 +61,10 @@ class Prepared:
 class GamePipelineGRPCService:
     """The state of pipelines (L1)."""
 
-    def __init__(self, database: Database) -> None:
-        """Keep the rows in `database`."""
+    def __init__(self, database: Database, secrets: SecretBox) -> None:
+        """Keep the rows in `database`, and secret args in them sealed by `secrets`."""
         self._db = database
+        self._secrets = secrets
 
     # Queries
 
@@ -123,6 +127,23 @@ class GamePipelineGRPCService:
         """Return whose end is wanted on these nodes, while they have not said that they know."""
         return await self._db.read(lambda conn: store.cancelling(conn, node_ids, limit))
 
+    async def step_records(
+        self, pipeline_ids: Collection[str], *, batch_max: int
+    ) -> Mapping[StepKey, StepRecord]:
+        """Return what is known of the steps of these pipelines, and of every step that runs.
+
+        At most `batch_max` pipelines are named in one statement.
+        """
+        wanted = sorted(pipeline_ids)
+
+        def read(conn: Connection) -> Mapping[StepKey, StepRecord]:
+            found = store.running_records(conn)
+            for start in range(0, len(wanted), batch_max):
+                found += store.step_records(conn, wanted[start : start + batch_max])
+            return {(record.pipeline_id, record.step): record for record in found}
+
+        return await self._db.read(read)
+
     async def is_granted(self, key: LogKey, node_id: str) -> bool:
         """Return whether a node was granted this try."""
         return await self._db.read(lambda conn: store.is_granted(conn, key, node_id))
@@ -168,9 +189,30 @@ class GamePipelineGRPCService:
             hint=f"its steps: {names}",
         )
 
+    async def known(self, pipeline_ids: Collection[str]) -> frozenset[str]:
+        """Return those of `pipeline_ids` that there are."""
+        return await self._db.read(lambda conn: store.known(conn, pipeline_ids))
+
     async def order(self, dispatch: Dispatch) -> ExecuteOrder:
         """Return the order of a dispatch, as it was granted."""
-        return await self._db.read(lambda conn: _granted_order(conn, dispatch))
+
+        def read(conn: Connection) -> ExecuteOrder:
+            work = self._work(conn, dispatch.pipeline_id)
+            rows = store.step_rows(conn, dispatch.pipeline_id)
+            return replace(
+                work,
+                dispatch=dispatch,
+                steps=tuple(
+                    replace(step, first_attempt=row.granted_from)
+                    for step, row in zip(work.steps, rows, strict=True)
+                ),
+            )
+
+        return await self._db.read(read)
+
+    def _work(self, conn: Connection, pipeline_id: str) -> ExecuteOrder:
+        packed, sealed = store.work(conn, pipeline_id)
+        return replace(unpack_order(packed), secrets=self._secrets.unseal(pipeline_id, sealed))
 
     # Commands
 
@@ -182,8 +224,9 @@ class GamePipelineGRPCService:
         """
         request = prepared.request
         values, step_values, pipeline = _new_rows(prepared, by, now)
+        values["sealed"] = self._secrets.seal(prepared.id, prepared.work.secrets)
         caller = f"{by.kind}:{by.name}"
-        body_hash = _hash_of(request)
+        body_hash = self._secrets.fingerprint(_content_of(request))
 
         def record(conn: Connection) -> Pipeline:
             if request.idempotency_key:
@@ -228,7 +271,7 @@ class GamePipelineGRPCService:
                 now=now,
             ):
                 return None
-            work = unpack_order(store.work(conn, pipeline_id))
+            work = self._work(conn, pipeline_id)
             granted = (
                 [step.granted_to for step in store.step_rows(conn, pipeline_id)]
                 if row.attempt
@@ -263,6 +306,26 @@ class GamePipelineGRPCService:
             )
 
         return await self._db.write(record)
+
+    def taken_over_secrets(self, conn: Connection, source_id: str, target_id: str) -> bytes | None:
+        """Return the secrets of one pipeline as another one's row, its retry's, keeps them.
+
+        Raises:
+            GameNodeError: CONFLICT, they are forgotten.
+        """
+        work = self._work(conn, source_id)
+        needed = {n for step in work.steps for n in names_used(step.container, Namespace.ARGS)}
+        if gone := sorted(needed - work.secrets.keys()):
+            raise GameNodeError(
+                ErrorCode.CONFLICT,
+                f"the secrets of pipeline {source_id} are forgotten: {', '.join(gone)}",
+                hint="run the file again, with its secrets",
+            )
+        return self._secrets.seal(target_id, work.secrets)
+
+    async def forget_secrets(self, before: Instant) -> None:
+        """Forget the secrets of pipelines that ended before that."""
+        await self._db.write(lambda conn: store.forget_secrets(conn, before))
 
     async def explain_waiting(self, reasons: Mapping[str, str]) -> None:
         """Write down why pipelines wait."""
@@ -367,6 +430,29 @@ class GamePipelineGRPCService:
             nodes.remove_node(conn, node_id, by=by, reason=reason, now=now)
 
         await self._db.write(record)
+
+    async def remove_ended(
+        self, *, before: Instant, ended_max: int, key_keep_s: float, limit: int
+    ) -> Sequence[str]:
+        """Remove the longest ended pipelines, with steps and logs; return which, at most `limit`.
+
+        Those that ended before `before`, or before the newest `ended_max`; never one that its node
+        may still run, or of which a service lives on. Their idempotency keys stay until they are
+        `key_keep_s` old (RC5). After it, `LogService.remove` removes the bytes of the logs.
+        """
+
+        def record(conn: Connection) -> Sequence[str]:
+            ids = store.removable(conn, before=before, ended_max=ended_max, limit=limit)
+            if ids:
+                logs.remove(conn, ids)
+                store.remove(conn, ids, key_keep_ns=round(key_keep_s * NANOSECONDS_PER_S))
+            return ids
+
+        return await self._db.write(record)
+
+    async def remove_keys(self, *, now: Instant, limit: int) -> int:
+        """Remove idempotency keys that have outlived their pipelines for long enough."""
+        return await self._db.write(lambda conn: store.remove_keys(conn, now=now, limit=limit))
 
     async def apply(
         self,
@@ -530,19 +616,6 @@ def _new_rows(
     return values, step_values, pipeline
 
 
-def _granted_order(conn: Connection, dispatch: Dispatch) -> ExecuteOrder:
-    work = unpack_order(store.work(conn, dispatch.pipeline_id))
-    rows = store.step_rows(conn, dispatch.pipeline_id)
-    return replace(
-        work,
-        dispatch=dispatch,
-        steps=tuple(
-            replace(step, first_attempt=row.granted_from)
-            for step, row in zip(work.steps, rows, strict=True)
-        ),
-    )
-
-
 def _first_of_key(conn: Connection, key: str, known: tuple[str, str], body_hash: str) -> Pipeline:
     pipeline_id, first_hash = known
     if first_hash != body_hash:
@@ -553,11 +626,15 @@ def _first_of_key(conn: Connection, key: str, known: tuple[str, str], body_hash:
         )
     pipeline = store.get(conn, pipeline_id)
     if pipeline is None:
-        raise not_found(pipeline_id)
+        raise GameNodeError(
+            ErrorCode.PIPELINE_NOT_FOUND,
+            f"idempotency key {key} made pipeline {pipeline_id}, which was removed since",
+            hint="use a new key for a new request",
+        )
     return pipeline
 
 
-def _hash_of(request: NewPipeline) -> str:
+def _content_of(request: NewPipeline) -> bytes:
     content = (
         request.file,
         sorted(request.args.items()),
@@ -566,4 +643,4 @@ def _hash_of(request: NewPipeline) -> str:
         request.selector,
         request.priority,
     )
-    return hashlib.sha256(repr(content).encode()).hexdigest()
+    return repr(content).encode()

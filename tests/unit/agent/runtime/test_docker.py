@@ -29,6 +29,7 @@ from gamenode.domain.pipeline import (
     Reason,
     Ulimit,
 )
+from gamenode.lib.clock import ClockSettings, ClockWatch
 
 RUN = RunKey("0190-ab", "game", 2, 3)
 
@@ -411,7 +412,9 @@ async def test_a_run_and_its_log_outlive_a_kill_of_the_engine(tmp_path: Path) ->
         count = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i; sleep 0.01; done"
         step = ContainerSpec(image=IMAGE, commands=(count,))
         async with asyncio.timeout(60.0), opened(host) as runtime:
-            conditions = HostConditions(tmp_path, runtime, ConditionSettings())
+            conditions = HostConditions(
+                tmp_path, runtime, ClockWatch(host.clock, ClockSettings()), ConditionSettings()
+            )
             await runtime.start(run, step, service=False)
             await first_block(runtime, run)
             waiting = asyncio.ensure_future(ends(runtime, run))

@@ -153,8 +153,8 @@ async def test_a_damaged_list_removes_nothing(
 
 async def test_a_container_that_never_started_goes_with_age(engine: Engine, tmp_path: Path) -> None:
     host = engine.host(f"node-{tmp_path.name}", replace(SETTINGS, created_age_s=0.0))
-    labels = ("--label=gamenode.node=node-" + tmp_path.name, "--label=gamenode.pipeline=p")
-    labels += ("--label=gamenode.step=s", "--label=gamenode.attempt=1", "--label=gamenode.run=1")
+    run = {"node": f"node-{tmp_path.name}", "pipeline": "p", "step": "s", "attempt": 1, "run": 1}
+    labels = [f"--label=gamenode.{name}={value}" for name, value in run.items()]
     engine.docker("create", "--name", "gamenode-p-s-1-1", *labels, IMAGE, "true")
     engine.docker("create", "--name", "of-another-node", IMAGE, "true")
     async with opened(host) as runtime:

@@ -49,7 +49,7 @@ async def puller_at(
 
 
 async def test_progress_is_the_sum_over_the_layers(tmp_path: Path) -> None:
-    words = [
+    words: list[Word] = [
         layer("a", "Pulling fs layer"),
         layer("b", "Already exists"),
         layer("a", "Downloading", 100, 1000),

@@ -336,6 +336,7 @@ INTERFACE = {
     "GET /api/v1/pipelines/{pipeline}",
     "POST /api/v1/pipelines/{pipeline}:cancel",
     "GET /api/v1/pipelines/{pipeline}/steps/{step}/logs",
+    "GET /api/v1/attempts:verify",
     "GET /api/v1/events",
     "GET /api/v1/tokens",
     "POST /api/v1/tokens",
