@@ -214,7 +214,7 @@ def _cdi_request(it: DeviceReservation, podman: tuple[int, int]) -> dict[str, An
     which = it.device_ids or tuple(str(index) for index in range(max(it.count, 0))) or ("all",)
     return {
         "Driver": "cdi",
-        "DeviceIDs": [name if "=" in name else f"{_CDI_GPU}={name}" for name in which],
+        "DeviceIDs": [f"{_CDI_GPU}={name.removeprefix(f'{_CDI_GPU}=')}" for name in which],
     }
 
 
