@@ -57,6 +57,9 @@ _BUSY_BYTES: Final = 16 * 1024
 _NAME_TAKEN: Final = re.compile(r"name .* is already in use")
 """What Podman says, with another status, where two requests for a name meet."""
 
+_ASKED_MAX: Final = 3
+"""How often an engine that dies over it is asked to create or to start one container."""
+
 _PODMAN_INIT: Final = "/run/podman-init"
 
 _NOT_EXECUTED: Final = frozenset({126, 127})
@@ -108,17 +111,25 @@ class DockerRuntime:
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Pull what is missing, create the container under the run's name, start it."""
         async with self._starting.setdefault(run, asyncio.Lock()):
-            state = await self._engine.until_answered(lambda: self._state(run))
+            state = await self._known_state(run)
             if state is None:
                 await self._fetch(container, always=False, progress=lambda _: None)
+            for _ in range(_ASKED_MAX):
+                if state is not None:
+                    break
                 await self._create(run, container, service=service)
-            elif state["Status"] != "created":
+                state = await self._known_state(run)
+            if state is None:
+                message = "the engine gives no answer when it is asked for the container"
+                raise StartError(Reason.START_FAILED, message)
+            if state["Status"] != "created":
                 return _instant(state["StartedAt"])
             return await self._start(run)
 
     async def _create(self, run: RunKey, container: ContainerSpec, *, service: bool) -> None:
-        client = await self._engine.client()
-        facts = await self._engine.facts()
+        """Ask for the container, once; an engine that gave no answer may have made it."""
+        client = await self._engine.until_answered(self._engine.client)
+        facts = await self._engine.until_answered(self._engine.facts)
         body = spec.create_body(
             run,
             container,
@@ -129,7 +140,11 @@ class DockerRuntime:
         )
         try:
             await client.containers.create(body, name=spec.container_name(run))
+        except BROKEN:
+            return
         except DockerError as error:
+            if is_unreachable(error):
+                return
             if error.status == HTTPStatus.CONFLICT or _NAME_TAKEN.search(error.message):
                 # The name is taken: an answer of the engine was lost, or another agent is at it.
                 await self._until_shown(run)
@@ -145,30 +160,39 @@ class DockerRuntime:
         """Wait for a container whose name is taken: the engine takes it before it is made."""
         try:
             async with asyncio.timeout(self._settings.call_s):
-                while await self._state(run) is None:  # noqa: ASYNC110 - the engine does not tell
+                while await self._known_state(run) is None:  # noqa: ASYNC110 - the engine does not tell
                     await asyncio.sleep(self._settings.retry_s)
         except TimeoutError as error:
             message = f"the engine has no {spec.container_name(run)}, but does not give its name"
             raise StartError(Reason.START_FAILED, message) from error
 
     async def _start(self, run: RunKey) -> Instant:
-        client = await self._engine.client()
-        refusal = None
+        refusal = ""
+        for _ in range(_ASKED_MAX):
+            refusal = await self._ask_start(run)
+            state = await self._known_state(run)
+            if state is not None and state["Status"] != "created":
+                return _instant(state["StartedAt"])
+            if refusal or state is None:
+                break
+        await self._engine.until_answered(lambda: self._delete(run))
+        message = f"the engine cannot start it: {refusal or 'it gave no answer'}"
+        raise StartError(Reason.START_FAILED, message)
+
+    async def _ask_start(self, run: RunKey) -> str:
+        """Ask for the start; return the refusal, empty where there is none, or no answer.
+
+        Without an answer only the container's state says whether it was started: one that is not
+        `created` any more must not be started again.
+        """
+        client = await self._engine.until_answered(self._engine.client)
         try:
             await client.containers.container(spec.container_name(run)).start()
         except DockerError as error:
-            if not is_unreachable(error):
-                refusal = error.message
+            return "" if is_unreachable(error) else error.message
         except BROKEN:
-            # It may be starting this moment; only the engine knows, and a second request could
-            # start again what has ended meanwhile.
-            await asyncio.sleep(self._settings.retry_s)
-        state = await self._engine.until_answered(lambda: self._state(run))
-        if state is not None and state["Status"] != "created":
-            return _instant(state["StartedAt"])
-        await self._delete(run)
-        message = f"the engine cannot start it: {refusal or 'it gave no answer'}"
-        raise StartError(Reason.START_FAILED, message)
+            await asyncio.sleep(self._settings.retry_s)  # it may be starting this moment
+        return ""
 
     async def _fetch(self, container: ContainerSpec, *, always: bool, progress: Progress) -> None:
         image = container.image
@@ -197,7 +221,7 @@ class DockerRuntime:
         Waits for an engine that does not answer. One that was created and not started counts as
         not there: a start takes it up.
         """
-        state = await self._engine.until_answered(lambda: self._state(run))
+        state = await self._known_state(run)
         return None if state is None else _found(state)
 
     async def wait(self, run: RunKey) -> Ended:
@@ -357,6 +381,10 @@ class DockerRuntime:
     async def close(self) -> None:
         """Hang up."""
         await self._engine.close()
+
+    async def _known_state(self, run: RunKey) -> dict[str, Any] | None:
+        """Return the same from an engine that may have to be waited for."""
+        return await self._engine.until_answered(lambda: self._state(run))
 
     async def _state(self, run: RunKey) -> dict[str, Any] | None:
         """Return the engine's State of the run's container, and its Program; None without one."""
