@@ -504,7 +504,7 @@ async def test_podman_takes_a_spec_as_docker_does(podman: Engine) -> None:
         working_dir="/tmp",
     )
     printed, _ = await printed_by(podman.host(node_id=f"node-{uuid.uuid4()}"), step)
-    assert printed == b"12345\n/tmp\na-host\nb=c d\n/scratch\na  *\n"
+    assert printed == b"12345\n/tmp\na-host\nb=c d\n1\na  *\n"
 
 
 @pytest.mark.docker

@@ -25,7 +25,9 @@ from gamenode.lib.clock import Clock, SystemClock
 IMAGE = "gamenode-test:1"
 START_S_MAX = 60.0
 _CAP_SYS_RESOURCE = 24
-SETTINGS = DockerSettings(retry_s=0.1, idle_poll_s=0.2, pull_backoff_s=0.05, pull_stall_s=5.0)
+SETTINGS = DockerSettings(
+    retry_s=0.1, idle_poll_s=0.2, pull_backoff_s=0.05, pull_stall_s=5.0, podman_restart_s=1.5
+)
 """Those of a patient engine, for an impatient test."""
 
 _PROGRAMS = ("dockerd", "docker", "containerd", "runc", "busybox")

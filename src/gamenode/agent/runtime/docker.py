@@ -57,6 +57,9 @@ _BUSY_BYTES: Final = 16 * 1024
 _NAME_TAKEN: Final = re.compile(r"name .* is already in use")
 """What Podman says, with another status, where two requests for a name meet."""
 
+_ENDED: Final = frozenset({"exited", "dead", "stopped"})
+"""The words for a container of which nothing lives."""
+
 _ASKED_MAX: Final = 3
 """How often an engine that dies over it is asked to create or to start one container."""
 
@@ -269,15 +272,21 @@ class DockerRuntime:
             raise KeyError(run)
         if position == LogPosition() and (why := await self._inexact()):
             yield LogBlock(stream=LogStream.GAMENODE, data=why.encode(), at=self._clock.now())
+        follow = True
         while True:
             with suppress(DockerError, *BROKEN):
-                async for stream, data in self._printed(run, live):
+                async for stream, data in self._printed(run, live, follow=follow):
                     if rest := read[stream].rest(data):
                         yield LogBlock(stream=stream, data=rest, at=self._clock.now())
                 # Asked once: an engine that has to be waited for may have cut the log short.
                 state = await self._state(run)
                 if state is None or not isinstance(_found(state), Running):
-                    break
+                    if not follow or (await self._engine.facts()).podman is None:
+                        break
+                    follow = False  # Podman may end what it follows before its last bytes
+                    for skip in read.values():
+                        skip.again()
+                    continue
             await asyncio.sleep(self._settings.retry_s)
             if await self.find(run) is None:
                 break
@@ -306,13 +315,13 @@ class DockerRuntime:
         ]
 
     async def _printed(
-        self, run: RunKey, live: asyncio.Event
+        self, run: RunKey, live: asyncio.Event, *, follow: bool
     ) -> AsyncIterator[tuple[LogStream, bytes]]:
-        """Yield all that the engine keeps of a log, and what is added while the container runs."""
+        """Yield all that the engine keeps of a log; with `follow` also what is added to it."""
         async with self._engine.request(
             "GET",
             f"containers/{spec.container_name(run)}/logs",
-            params={"stdout": "1", "stderr": "1", "follow": "1"},
+            params={"stdout": "1", "stderr": "1", "follow": str(int(follow))},
             endless=True,  # as long as the container lives
         ) as answer:
             frames = Frames()
@@ -398,7 +407,22 @@ class DockerRuntime:
         words = [shown["Path"], *(shown.get("Args") or ())]
         if words[0] == _PODMAN_INIT:  # Docker's does not show
             words = words[words.index("--") + 1 :]
-        return {**shown["State"], "Program": words[0]}
+        state = {**shown["State"], "Program": words[0]}
+        if (await self._engine.facts()).podman is not None and self._restarts(shown):
+            state["Status"] = "restarting"  # what Docker calls it
+        return state
+
+    def _restarts(self, shown: Mapping[str, Any]) -> bool:
+        """Return whether Podman is about to start an ended container again by its policy."""
+        state, policy = shown["State"], shown["HostConfig"]["RestartPolicy"]
+        if state["Status"] not in _ENDED or policy["Name"] in {"", "no"}:
+            return False
+        if policy["Name"] == "on-failure":
+            most = policy["MaximumRetryCount"]
+            if not state["ExitCode"] or (most and shown["RestartCount"] >= most):
+                return False
+        since_s = (self._clock.now() - _instant(state["FinishedAt"])) / NANOSECONDS_PER_S
+        return since_s < self._settings.podman_restart_s
 
     async def _keep_down(self, name: str) -> None:
         """Switch the restart policy off, where a stop does not do that by itself."""
@@ -413,7 +437,7 @@ def _found(state: Mapping[str, Any]) -> Found | None:
     if state["Status"] == "created":
         return None
     started_at = _instant(state["StartedAt"])
-    if state["Status"] not in {"exited", "dead", "stopped"}:
+    if state["Status"] not in _ENDED:
         return Running(started_at=started_at)
     end = Ended.by_code(
         state["ExitCode"],

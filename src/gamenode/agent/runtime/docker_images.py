@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -23,6 +21,7 @@ from gamenode.agent.runtime.docker_engine import Engine
 from gamenode.agent.runtime.docker_reference import canonical
 from gamenode.agent.runtime.docker_settings import DockerSettings
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
+from gamenode.lib.durable import write_private
 
 _log = logging.getLogger(__name__)
 
@@ -146,9 +145,9 @@ class PulledImages:
                 image_id: {"names": sorted(it.names), "used_at": it.used_at}
                 for image_id, it in self._images.items()
             }
-            text = json.dumps({"images": content}, indent=1)
+            text = json.dumps({"images": content}, indent=1).encode()
             try:
-                await asyncio.to_thread(_replace, self._file, text)
+                await asyncio.to_thread(write_private, self._file, text)
             except OSError as error:
                 # A full disk must not keep a step from starting; the next write has it all.
                 _log.warning(
@@ -174,23 +173,3 @@ def _read(file: Path) -> dict[str, _Image]:
             extra={"event": "images.read_failed"},
         )
         return {}
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one."""
-    draft = file.with_suffix(".new")
-    try:
-        with draft.open("w") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        draft.replace(file)
-    except OSError:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -22,6 +22,9 @@ class DockerSettings:
     """How often a pull is tried that breaks, stalls, or meets a registry in trouble."""
     pull_backoff_s: float = 2.0
     """How long to wait before the second try of a pull; each further wait is twice as long."""
+    podman_restart_s: float = 3.0
+    """How long Podman may take to start again what its restart policy says; it shows it as ended
+    meanwhile."""
     created_age_s: float = 3600.0
     """A container that was created and never started is removed when it is older."""
     images_age_s: float = 7 * 86400.0
