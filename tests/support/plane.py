@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
+from signal import SIGKILL
 from typing import Any, Generic, TypeVar, cast
 
 import pytest
+from tests.support.programs import DiedError, Program
 
 from gamenode.agent.inventory.collector import Collector, CollectorSettings
 from gamenode.agent.inventory_reporter import InventoryReporter, ReporterSettings
@@ -44,8 +47,8 @@ from gamenode.domain.node import (
     Registration,
     RegistrationAnswer,
 )
-from gamenode.domain.pipeline import NewPipeline, Pipeline
-from gamenode.lib.clock import Clock, ClockSettings, ClockWatch
+from gamenode.domain.pipeline import ContainerSpec, NewPipeline, Pipeline
+from gamenode.lib.clock import Clock, ClockSettings, ClockWatch, Instant
 from gamenode.lib.tasks import Supervisor
 from gamenode.server.db.database import Database, DatabaseSettings
 from gamenode.server.events.feed import EventFeed, EventFeedSettings
@@ -69,6 +72,9 @@ from gamenode.wire.errors import OUTWARD
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 
 Message = TypeVar("Message")
+Answer = TypeVar("Answer")
+
+_ORDERS_KEPT = 16
 
 USER = Actor(kind=ActorKind.LOCAL, name="tester", role=Role.ADMIN)
 
@@ -138,6 +144,7 @@ class ControlPlane:
         ids: CountingIds | None = None,
         url: str = "",
         settings: PlaneSettings | None = None,
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self.clock = clock
         self.clock_watch = ClockWatch(clock, ClockSettings())
@@ -212,6 +219,7 @@ class ControlPlane:
         self.nodes.on_change(self.dispatcher.wake)
         self.feed.on_events(self.dispatcher.hear)
         self.streams: set[asyncio.Task[None]] = set()
+        self.program = Program("server", on_death=on_death)
         self._supervisor = Supervisor()
 
     async def start(self) -> None:
@@ -236,6 +244,10 @@ class ControlPlane:
         await self.log_service.close()
         await self.database.aclose()
 
+    def let_go(self) -> None:
+        """Close the database's files, as the kernel does when the program has died."""
+        self.database._disconnect()
+
     async def create(self, file: str, **request: Any) -> Pipeline:
         """Create a pipeline as a user does."""
         return await self.pipelines.create(NewPipeline(file=file, **request), by=USER)
@@ -245,16 +257,38 @@ class ControlPlane:
         return list(await self.feed.read_after(None, wanted=EventFilter(), limit=100_000))
 
 
+class Witness:
+    """Hears what agents are told and what they answer, at the moment that they do."""
+
+    def told(self, node_id: str, word: ServerWord | None) -> None:
+        """Hear a word that the agent of a node has read."""
+
+    def answered(self, node_id: str, sequence: int, answer: OrderAnswer) -> None:
+        """Hear an agent's answer to an order."""
+
+
+SPEAKER: ContextVar[tuple[str, str] | None] = ContextVar("speaker", default=None)
+"""The node and session by whose word the server acts, in whatever a stream causes there."""
+
+
 class Network:
     """What lies between agents and server; `plane` None: the server is down."""
 
-    def __init__(self, random: Random, *, delay_s_max: float = 0.0) -> None:
+    def __init__(
+        self, random: Random, *, delay_s_max: float = 0.0, witness: Witness | None = None
+    ) -> None:
         self.random = random
         self.plane: ControlPlane | None = None
         self.cut = False
         self.delay_s_max = delay_s_max
         self.repeat_ratio = 0.0
+        self.repeat_late_s_max = 0.0
+        """A repeat follows at once, or so much later."""
         self.streams: list[MemoryStream] = []
+        self.witness = witness or Witness()
+        self._orders: defaultdict[str, deque[pb.ServerMessage]] = defaultdict(
+            lambda: deque(maxlen=_ORDERS_KEPT)
+        )
 
     def up(self) -> ControlPlane:
         """Return the server.
@@ -277,6 +311,17 @@ class Network:
             stream.break_off()
         self.streams.clear()
 
+    def keep_order(self, node_id: str, message: pb.ServerMessage) -> None:
+        """Remember an order, for a replay."""
+        self._orders[node_id].append(message)
+
+    def replay(self, node_id: str, back: int) -> None:
+        """Let an order that went to a node once, `back` before the last, come again now."""
+        orders = self._orders[node_id]
+        streams = [stream for stream in self.streams if stream.node_id == node_id]
+        if back < len(orders) and streams:
+            streams[-1].bring(orders[-1 - back])
+
 
 async def _healthy() -> dict[ConditionType, str]:
     return {}
@@ -288,26 +333,22 @@ class MemoryLink:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._session = ("", "")
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._streams: list[MemoryStream] = []
 
     async def register(self, registration: Registration) -> RegistrationAnswer:
-        network = self._network
-        await network.delay()
-        plane = network.up()
+        request = codec.encode_registration(registration)
         try:
-            response = await plane.edge.Register(
-                codec.encode_registration(registration), _context()
-            )
+            response = await self._call(lambda plane: plane.edge.Register(request, _context()))
         except GameNodeError as error:
             raise _link_error(error) from error
-        await network.delay()
-        network.up()
         self._session = (registration.node_id, response.session_id)
         return codec.decode_registration_answer(response)
 
     async def open(self, statement: Statement) -> AgentStream:
         await self._network.delay()
-        stream = MemoryStream(self._network)
-        stream.send(pb.AgentMessage(statement=codec.encode_statement(statement)))
+        stream = MemoryStream(self._network, statement)
+        self._streams.append(stream)
         return stream
 
     async def update_inventory(self, collection: Collection) -> CollectionAnswer:
@@ -317,7 +358,6 @@ class MemoryLink:
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
     ) -> AppendAnswer:
-        network = self._network
         node_id, session_id = self._session
         request = codec.encode_append(
             node_id=node_id,
@@ -329,10 +369,7 @@ class MemoryLink:
             position=position,
         )
         try:
-            await network.delay()
-            response = await network.up().edge.AppendLogs(request, _context())
-            await network.delay()
-            network.up()
+            response = await self._call(lambda plane: plane.edge.AppendLogs(request, _context()))
         except LinkError as error:
             raise _unavailable(error) from error
         return codec.decode_append_answer(response)
@@ -340,34 +377,69 @@ class MemoryLink:
     async def close(self) -> None:
         return
 
+    def hang_up(self) -> None:
+        """End every call and stream, as the kernel does for a dead agent.
+
+        What the agent has sent on its streams still arrives.
+        """
+        for call in self._calls:
+            call.cancel()
+        for stream in self._streams:
+            stream.hang_up()
+
+    async def _call(self, work: Callable[[ControlPlane], Coroutine[Any, Any, Answer]]) -> Answer:
+        network = self._network
+        await network.delay()
+        program = network.up().program
+        call = program.start(work(network.up()))
+        self._calls.add(call)
+        call.add_done_callback(self._called)
+        try:
+            answer = await program.result(call)
+        except DiedError as error:
+            raise LinkError("the server died", transient=True) from error
+        await network.delay()
+        network.up()
+        return answer
+
+    def _called(self, call: asyncio.Task[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # it is told; a dead agent does not mind
+
 
 class MemoryStream:
     """Two queues, and a server's task between them."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, statement: Statement) -> None:
+        self.node_id = statement.node_id
         self._network = network
         self._plane = network.up()
+        self._speaker = (statement.node_id, statement.session_id)
         self._to_server: _Queue[pb.AgentMessage] = _Queue()
         self._to_agent: _Queue[pb.ServerMessage] = _Queue()
         self._broken = False
         network.streams.append(self)
-        serving = asyncio.get_running_loop().create_task(self._serve())
+        serving = self._plane.program.start(self._serve())
         self._plane.streams.add(serving)
         serving.add_done_callback(self._plane.streams.discard)
         self._serving = serving
+        self._to_server.put(pb.AgentMessage(statement=codec.encode_statement(statement)))
 
     def send(self, message: pb.AgentMessage) -> None:
         if self._broken:
             raise LinkError("the stream is broken", transient=True)
         self._to_server.put(message)
-        if message.WhichOneof("content") in {"reports", "answer", "heartbeat"} and self._repeats():
-            self._to_server.put(message)
+        if message.WhichOneof("content") in {"reports", "answer", "heartbeat"}:
+            self._repeat(self._to_server, message)
 
     async def read(self) -> ServerWord | None:
         message = await self._to_agent.get()
         if message is None:
             raise LinkError("the stream has ended", transient=True)
-        return codec.decode_server_word(message)
+        word = codec.decode_server_word(message)
+        self._network.witness.told(self.node_id, word)
+        return word
 
     async def heartbeat(self, heartbeat: Heartbeat) -> None:
         self.send(pb.AgentMessage(heartbeat=codec.encode_heartbeat(heartbeat)))
@@ -377,6 +449,7 @@ class MemoryStream:
         self.send(pb.AgentMessage(reports=pb.StatusReports(reports=encoded)))
 
     async def answer(self, sequence: int, answer: OrderAnswer) -> None:
+        self._network.witness.answered(self.node_id, sequence, answer)
         self.send(pb.AgentMessage(answer=codec.encode_answer(sequence, answer)))
 
     async def goodbye(self, reason: str) -> None:
@@ -395,12 +468,28 @@ class MemoryStream:
         self._to_server.end()
         self._to_agent.end()
 
+    def hang_up(self) -> None:
+        """End on the agent's side; what it has sent still arrives, unless it is lost anyhow."""
+        self._broken = True
+        self._to_agent.end()
+        self._to_server.close()
+
     def silence(self, *, server: bool = False) -> None:
         """Lose what is on its way and all that follows, and tell nobody; or the server's words."""
         self._to_server.silent = self._to_server.silent or not server
         self._to_agent.silent = True
 
+    def stall(self, seconds: float) -> None:
+        """Hold up what is on its way to the server, and all that follows, for a while."""
+        self._to_server.hold()
+        asyncio.get_running_loop().call_later(seconds, self._to_server.go_on)
+
+    def bring(self, message: pb.ServerMessage) -> None:
+        """Let a word of the server arrive, whenever it was said."""
+        self._to_agent.put(message)
+
     async def _serve(self) -> None:
+        SPEAKER.set(self._speaker)
         try:
             with suppress(GameNodeError):
                 await self._plane.edge.Connect(self._messages(), cast("Any", _Context(self)))
@@ -416,11 +505,19 @@ class MemoryStream:
         """Take a word of the server."""
         await self._network.delay()
         self._to_agent.put(message)
-        if message.WhichOneof("content") != "close" and self._repeats():
-            self._to_agent.put(message)
+        if message.WhichOneof("content") == "command":
+            self._network.keep_order(self.node_id, message)
+        if message.WhichOneof("content") != "close":
+            self._repeat(self._to_agent, message)
 
-    def _repeats(self) -> bool:
-        return self._network.random.random() < self._network.repeat_ratio
+    def _repeat(self, queue: _Queue[Message], message: Message) -> None:
+        random = self._network.random
+        if random.random() < self._network.repeat_ratio:
+            late_s = random.choice([0.0, self._network.repeat_late_s_max])
+            if late_s:
+                asyncio.get_running_loop().call_later(late_s, queue.put, message)
+            else:
+                queue.put(message)
 
 
 class _Queue(Generic[Message]):
@@ -430,7 +527,17 @@ class _Queue(Generic[Message]):
         self._messages: deque[Message] = deque()
         self._changed = asyncio.Event()
         self._closed = False
+        self._held = False
         self.silent = False
+
+    def hold(self) -> None:
+        """Give nothing out for now."""
+        self._held = True
+
+    def go_on(self) -> None:
+        """Give out again."""
+        self._held = False
+        self._changed.set()
 
     def put(self, message: Message) -> None:
         if not self.silent and not self._closed:
@@ -445,12 +552,13 @@ class _Queue(Generic[Message]):
     def end(self) -> None:
         """End, and lose what is there."""
         self.silent = False
+        self._held = False
         self._messages.clear()
         self.close()
 
     async def get(self) -> Message | None:
         """Return the next message, None at the end."""
-        while not self._messages and not (self._closed and not self.silent):
+        while self._held or (not self._messages and not (self._closed and not self.silent)):
             self._changed.clear()
             await self._changed.wait()
         return self._messages.popleft() if self._messages else None
@@ -485,6 +593,22 @@ class RecordingHost(FakeHost):
         super().__init__(clock=clock)
         self.ended: dict[RunKey, Ended | None] = {}
         """The end of each run, as of its removal."""
+        self.wanted: list[tuple[Instant, RunKey]] = []
+        """Each time that an agent asked for the start of a run."""
+
+    async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
+        """Start a run, once; an agent that dies meanwhile does not keep it from starting."""
+        self.wanted.append((self.clock.now(), run))
+        starting = asyncio.get_running_loop().create_task(
+            super().start(run, container, service=service), context=Context()
+        )
+        return await asyncio.shield(starting)
+
+    def wipe(self) -> None:
+        """End and remove everything, as a new installation of the host does."""
+        for run in self.runs():
+            self.kill(run, SIGKILL)
+            self.forget(run)
 
     def forget(self, run: RunKey) -> None:
         if run in self.runs():
@@ -531,12 +655,20 @@ class NodeAgent:
         self._policy = policy or OpenPolicy()
         self._envs = envs or {}
         self.running: asyncio.Task[None] | None = None
+        self.on_death: Callable[[], None] = lambda: None
+        """Called when `program` was killed."""
+        self.disk_full = False
 
     def start(self) -> None:
         """Start the agent's program."""
         assert self.running is None
+        self.program = Program(self.node_id, on_death=self._died)
+        self.program.enter(self._start)
+
+    def _start(self) -> None:
         self.link = MemoryLink(self._network)
         self.journal = Journal(self.journal_path)
+        self.fill_disk(full=self.disk_full)
         self.outbox = Outbox()
         self.uploader = LogUploader(
             link=self.link,
@@ -582,6 +714,17 @@ class NodeAgent:
         )
         self.runner.resume()
         self.running = asyncio.get_running_loop().create_task(self.session.run())
+
+    def _died(self) -> None:
+        self.running = None
+        self.link.hang_up()
+        self.journal._connection.close()
+        self.on_death()
+
+    def fill_disk(self, *, full: bool) -> None:
+        """Let the journal's every write fail, or end that."""
+        self.disk_full = full
+        self.journal._connection.execute(f"PRAGMA query_only={int(full)}")
 
     async def kill(self) -> None:
         """End the agent's program wherever it is; what it runs goes on."""

@@ -118,6 +118,8 @@ class _Work:
 
     dispatch: Dispatch
     order: ExecuteOrder | None
+    resumed: bool = False
+    """Known from the journal alone, which may be a restored copy of an older one."""
     tries: dict[LogKey, Try] = field(default_factory=dict)
     accepted_s: float = 0.0
     """When it was accepted, on the monotonic clock, by which alone time runs out (rule RA6)."""
@@ -166,9 +168,14 @@ class Runner:
         self._journaled_version = self._state_version
         self._state_lock = asyncio.Lock()
         self._services: dict[LogKey, KeptService] = {}
+        self._agreed = asyncio.Event()
 
     def resume(self) -> None:
-        """Go on with everything that the journal holds."""
+        """Go on with everything that the journal holds.
+
+        What lives is looked after at once. Nothing is started before `agree`: a journal that was
+        restored from a copy holds work that has ended since, and whose remains are gone (P1, RL3).
+        """
         services, held = self._journal.services(), self._journal.held()
         self._secrets.resume(
             (one.order for one in held if one.order is not None),
@@ -179,6 +186,10 @@ class Runner:
         for one in held:
             self._begin(one)
         self._supervisor.keep("clean-up", self._clean_up)
+
+    def agree(self) -> None:
+        """Let resumed work go on: the server knows what is held, and what it does not want ends."""
+        self._agreed.set()
 
     def held(self) -> list[Dispatch]:
         """Return every dispatch that the server has not released."""
@@ -424,6 +435,7 @@ class Runner:
         work = _Work(
             held.dispatch,
             held.order,
+            resumed=True,
             tries={made.key: made for made in held.tries},
             accepted_s=self._monotonic_of(held.accepted_at),
             cancel=held.cancel,
@@ -585,12 +597,15 @@ class Runner:
     ) -> Instant | Outcome:
         """Start a run; return when it started, or why it never did.
 
-        What takes long comes before the start, where a cancel can still prevent it (P11).
+        What was resumed waits for the server first, and goes on without it only to its end. What
+        takes long comes before the start, where a cancel can still prevent it (P11).
 
         Raises:
             StartError: it certainly did not start; POLICY, this node does not allow it.
             GameNodeError: the container's texts cannot be filled in.
         """
+        if work.resumed and not self._agreed.is_set():
+            await _first_of([self._agreed.wait(), *limits.waits()], timeout_s=None)
         pipeline_id = key.pipeline_id
         if missing := self._secrets.missing(pipeline_id, step.container):
             raise StartError(

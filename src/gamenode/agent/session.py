@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -359,8 +359,13 @@ class Session:
         # Who follows what, the server says anew on every stream.
         for followed in list(self._followed):
             self._set_live(followed, live=False)
-        for dispatch in welcome.unwanted:
-            self._end(dispatch)
+        ends = [self._end(dispatch) for dispatch in welcome.unwanted]
+        _ = self._supervisor.start("agree", self._agree(ends))
+
+    async def _agree(self, ends: Sequence[asyncio.Task[None]]) -> None:
+        if ends:
+            await asyncio.wait(ends)
+        self._runner.agree()
 
     def _hear(self, stream: AgentStream, word: ServerWord | None) -> None:
         match word:
@@ -434,16 +439,16 @@ class Session:
             if isinstance(report, PipelineReport) and report.status.terminal:
                 self._runner.release(dispatch)
             elif result.stop:
-                self._end(dispatch)
+                _ = self._end(dispatch)
 
-    def _end(self, dispatch: Dispatch) -> None:
+    def _end(self, dispatch: Dispatch) -> asyncio.Task[None]:
         order = CancelOrder(
             dispatch=dispatch,
             reason=Reason.CANCELLED_BY_USER,
             message="the server does not want it any more",
             force=True,
         )
-        _ = self._supervisor.start(f"end {dispatch.pipeline_id}", self._cancel(order))
+        return self._supervisor.start(f"end {dispatch.pipeline_id}", self._cancel(order))
 
     async def _cancel(self, order: CancelOrder) -> None:
         if order.dispatch in self._runner.held():

@@ -147,7 +147,7 @@ class Node:
         self.host = RecordingHost(clock=self.clock)
         self.begin()
 
-    def begin(self) -> None:
+    def begin(self, *, agree: bool = True) -> None:
         self.journal = Full(self.folder / "journal.db")
         self.uploader = LogUploader(
             link=self.server, spool=LogSpool(self.folder / "spool"), settings=UploaderSettings()
@@ -170,6 +170,8 @@ class Node:
             settings=RunnerSettings(),
         )
         self.runner.resume()
+        if agree:
+            self.runner.agree()
 
     def report(self, dispatch: Dispatch, report: Report) -> None:
         assert dispatch == DISPATCH
@@ -181,9 +183,9 @@ class Node:
         await self.journal.close()
         self.reports.clear()
 
-    async def restart(self) -> None:
+    async def restart(self, *, agree: bool = True) -> None:
         await self.crash()
-        self.begin()
+        self.begin(agree=agree)
 
     def end(self) -> PipelineReport | None:
         """Return the pipeline's end, as it was reported."""
@@ -609,6 +611,34 @@ async def test_what_a_crash_left_behind_a_release_is_removed(tmp_path: Path) -> 
         await node.host.start(LogKey("gone", "one", 1), ContainerSpec(), service=False)
         await node.restart()
         await until(lambda: node.host.runs() == ())
+
+
+@virtual_time
+async def test_what_a_restart_brings_back_starts_nothing_before_the_server_agrees(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=5), step("two")))
+        await node.started()
+        await node.restart(agree=False)
+        await asyncio.sleep(60)
+        assert node.step().status is Status.COMPLETED  # what lived was looked after
+        assert len(node.host.starts) == 1
+        node.runner.agree()
+        assert await node.ended() is Status.COMPLETED
+        assert len(node.host.starts) == 2
+
+
+@virtual_time
+async def test_what_a_restart_brings_back_and_nobody_wants_never_starts(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=5), step("two")))
+        await node.started()
+        await node.restart(agree=False)
+        await node.runner.take(cancel(force=True))
+        node.runner.agree()
+        assert await node.ended() is Status.CANCELLED
+        assert len(node.host.starts) == 1
 
 
 SCENARIOS: Mapping[str, Callable[[], ExecuteOrder]] = {
