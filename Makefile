@@ -39,7 +39,8 @@ test: $(VENV)/.dev ## Run every test that this machine can run
 test-deps: ## Install what the tests use beside Python, on Debian as root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		docker.io iptables iproute2 busybox-static util-linux strace
+		docker.io docker-registry podman conmon crun runc containernetworking-plugins catatonit \
+		iptables iproute2 busybox-static util-linux strace
 
 check: format-check lint types imports proto-check test ## What CI runs
 

@@ -71,6 +71,8 @@ AGENT_SECTIONS: Final = frozenset(
         "collector",
         "inventory",
         "runner",
+        "docker",
+        "registries",
         "logs",
         "secrets",
     }

@@ -48,6 +48,7 @@ from gamenode.domain.pipeline import (
     Status,
     StepReport,
 )
+from gamenode.lib.clock import Instant
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
 
@@ -464,6 +465,25 @@ async def test_events_are_written_with_what_they_tell(plane: ControlPlane) -> No
     again = await agent.report(*reports)
     assert ReportOutcome.APPLIED not in {result.outcome for result in again}
     assert await kinds(plane, pipeline_id) == told
+
+
+async def test_a_pull_shows_how_far_it_is_and_tells_of_it_once(plane: ControlPlane) -> None:
+    agent = await FakeAgent.join(plane)
+    pipeline_id = await dispatched(plane, agent)
+    pulling = replace(step(pipeline_id, Status.RUNNING), reason=Reason.PULLING)
+    for part in ("pulling game:1: 1.0 of 9.0 MB", "pulling game:1: 8.0 of 9.0 MB"):
+        (result,) = await agent.report(replace(pulling, message=part))
+        assert result.outcome is ReportOutcome.APPLIED
+        shown = (await get(plane, pipeline_id)).steps[0]
+        assert (shown.reason, shown.message) == (Reason.PULLING, part)
+        assert shown.started_at is None
+    await agent.report(replace(step(pipeline_id, Status.RUNNING), started_at=Instant(10**18)))
+    shown = (await get(plane, pipeline_id)).steps[0]
+    assert (shown.reason, shown.message, shown.started_at) == (Reason.NONE, "", 10**18)
+    (late,) = await agent.report(replace(pulling, message="late"))
+    assert late.outcome is ReportOutcome.REPEATED
+    told = await kinds(plane, pipeline_id)
+    assert told[2:] == ["pipeline.running", "step.running", "step.running"]
 
 
 async def test_reports_that_come_again_stop_nothing(plane: ControlPlane) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.support.cluster import Cluster, Done, cluster_in, counted, counting, eventually, pipeline
 from tests.support.engine import IMAGE, Engine
+from tests.support.registry import PASSWORD, Registry
 
 pytestmark = pytest.mark.docker
 
@@ -60,6 +63,27 @@ def test_an_image_that_is_not_there_fails_the_step_and_says_which(contained: Clu
     done = contained.run(pipeline(bad))
     assert done.exit_code == 3
     assert "no-such-image:1" in done.stderr
+
+
+def test_a_private_image_comes_and_its_pull_is_shown(
+    engine: Engine, registry: Registry, tmp_path: Path
+) -> None:
+    image = registry.publish(engine, "e2e/game:1", size_bytes=2_000_000)
+    auth = tmp_path / "registry-auth.json"
+    auth.write_text(json.dumps(registry.auths()))
+    auth.chmod(0o600)
+    private = {"name": "private", "container": {"image": image, "commands": ["echo it is here"]}}
+    with cluster_in(
+        tmp_path,
+        AGENT__ENGINE_SOCKET=str(engine.socket),
+        REGISTRIES__AUTH_FILE=str(auth),
+    ) as made:
+        made.server()
+        made.agent("n1", "--runtime", "docker")
+        done = made.run(pipeline(private))
+        assert (done.exit_code, done.stdout) == (0, "it is here\n"), done
+        assert all(PASSWORD not in text for _, text in made.said())
+    engine.docker("rmi", image)
 
 
 def test_a_cancel_ends_a_container(contained: Cluster, engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -11,19 +12,26 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from tests.support.runtimes import ShellHost
 
-from gamenode.agent.runtime.docker import DockerRuntime, DockerSettings
-from gamenode.lib.clock import SystemClock
+from gamenode.agent.runtime.docker import DockerRuntime
+from gamenode.agent.runtime.docker_settings import DockerSettings
+from gamenode.lib.clock import Clock, SystemClock
 
 IMAGE = "gamenode-test:1"
 START_S_MAX = 60.0
+_CAP_SYS_RESOURCE = 24
+SETTINGS = DockerSettings(
+    retry_s=0.1, idle_poll_s=0.2, pull_backoff_s=0.05, pull_stall_s=5.0, podman_restart_s=1.5
+)
+"""Those of a patient engine, for an impatient test."""
 
 _PROGRAMS = ("dockerd", "docker", "containerd", "runc", "busybox")
+_PODMAN_PROGRAMS = ("podman", "docker", "conmon", "runc", "busybox", "unshare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +40,26 @@ class Engine:
 
     socket: Path
     folder: Path
+    daemon: subprocess.Popen[bytes] | None = None
 
-    def host(self, node_id: str) -> DockerRuntimeHost:
+    def kill(self) -> None:
+        """Kill the daemon, as a crash would; what it runs may live on."""
+        assert self.daemon is not None
+        self.daemon.kill()
+        self.daemon.wait()
+        # Its containerd goes with it. Where nobody reaps that, the next daemon takes it for alive.
+        (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
+
+    def host(self, node_id: str, settings: DockerSettings | None = None) -> DockerRuntimeHost:
         """Return the engine as the host of one node's runs."""
-        return DockerRuntimeHost(self, node_id)
+        return DockerRuntimeHost(self, node_id, settings or SETTINGS)
 
-    def docker(self, *args: str, stdin: bytes = b"") -> str:
+    def docker(self, *args: str, stdin: bytes = b"", **environment: str) -> str:
         """Run the engine's own client."""
         done = subprocess.run(
             ("docker", "-H", f"unix://{self.socket}", *args),
             input=stdin,
+            env={**os.environ, **environment},
             capture_output=True,
             check=True,
             timeout=60.0,
@@ -54,14 +72,29 @@ class DockerRuntimeHost(ShellHost):
 
     image = IMAGE
 
-    def __init__(self, engine: Engine, node_id: str) -> None:
+    def __init__(self, engine: Engine, node_id: str, settings: DockerSettings = SETTINGS) -> None:
         self.engine = engine
-        self._settings = DockerSettings(
-            socket=engine.socket, node_id=node_id, retry_s=0.1, idle_poll_s=0.2
-        )
+        self.clock: Clock = SystemClock()
+        self.data = engine.folder / node_id
+        self.data.mkdir(exist_ok=True)
+        self._node_id = node_id
+        self._settings = settings
+
+    @property
+    def auth_file(self) -> Path:
+        """Where the node's credentials are looked for."""
+        return self.data / "registry-auth.json"
 
     def runtime(self) -> DockerRuntime:
-        return DockerRuntime(self._settings, clock=SystemClock())
+        return DockerRuntime(
+            self._settings,
+            socket=self.engine.socket,
+            node_id=self._node_id,
+            data=self.data,
+            auth_file=self.auth_file,
+            log_bytes_max=1024 * 1024 * 1024,
+            clock=self.clock,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -75,10 +108,76 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         yield engine
 
 
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    if os.geteuid() != 0:
+        pytest.skip("needs Podman: only root can start one of its own")
+    if missing := [name for name in _PODMAN_PROGRAMS if shutil.which(name) is None]:
+        pytest.skip(f"needs Podman: make test-deps ({', '.join(missing)} missing)")
+    with running_podman(tmp_path_factory.mktemp("podman")) as engine:
+        engine.docker("import", "-", IMAGE, stdin=image())
+        yield engine
+
+
 @contextmanager
-def running_engine(folder: Path) -> Iterator[Engine]:
-    """Start an engine in `folder`, and end it with all that it runs."""
-    (folder / "engine.json").write_text("{}")  # the host's own file is not for this one
+def running_podman(folder: Path) -> Iterator[Engine]:
+    """Start Podman's service in `folder`, and end it with all that it runs."""
+    engine = Engine(socket=folder / "podman.sock", folder=folder)
+    # Nothing of the host's own configuration, and the OCI runtime that runs everywhere.
+    init = shutil.which("docker-init") or shutil.which("catatonit") or ""
+    (folder / "containers.conf").write_text(
+        f"""[containers]
+default_ulimits = []
+init_path = "{init}"
+[engine]
+init_path = "{init}"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+"""
+    )
+    (folder / "storage.conf").write_text(
+        f"""[storage]
+driver = "overlay"
+graphroot = "{folder / "data"}"
+runroot = "{folder / "run"}"
+"""
+    )
+    environment = {
+        **os.environ,
+        "CONTAINERS_CONF": str(folder / "containers.conf"),
+        "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
+    }
+    podman = ("podman", "--tmpdir", str(folder / "tmp"))
+    with (folder / "podman.log").open("wb") as log:
+        service = subprocess.Popen(
+            # In a network of its own: the host's stays as it is.
+            ("unshare", "--net", *podman, "system", "service", "-t0", f"unix://{engine.socket}"),
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _await_answer(engine, service, folder / "podman.log")
+        yield engine
+    finally:
+        subprocess.run(
+            (*podman, "rm", "-af", "-t", "0"), env=environment, check=False, timeout=60.0
+        )
+        service.terminate()
+        service.wait(timeout=30.0)
+        _unmount_below(folder)
+
+
+@contextmanager
+def running_engine(folder: Path, *, live_restore: bool = False) -> Iterator[Engine]:
+    """Start an engine in `folder`, and end it with all that it runs.
+
+    With `live_restore` its containers outlive it; whoever started them ends them.
+    """
+    # The host's own file is not for this one.
+    (folder / "engine.json").write_text(json.dumps({"live-restore": live_restore}))
     engine = Engine(socket=folder / "engine.sock", folder=folder)
     with (folder / "dockerd.log").open("wb") as log:
         daemon = subprocess.Popen(
@@ -100,8 +199,8 @@ def running_engine(folder: Path) -> Iterator[Engine]:
             start_new_session=True,
         )
     try:
-        _await_answer(engine, daemon)
-        yield engine
+        _await_answer(engine, daemon, folder / "dockerd.log")
+        yield replace(engine, daemon=daemon)
     finally:
         # It ends its containers and its containerd with it.
         daemon.send_signal(signal.SIGTERM)
@@ -110,21 +209,37 @@ def running_engine(folder: Path) -> Iterator[Engine]:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+        _unmount_below(folder)
 
 
-def _await_answer(engine: Engine, daemon: subprocess.Popen[bytes]) -> None:
+def _unmount_below(folder: Path) -> None:
+    """Undo the mounts that an engine left, or nobody can remove its folder."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in reversed(mounted):
+        if Path(place).is_relative_to(folder):
+            subprocess.run(("umount", "-l", place), check=False, capture_output=True)
+
+
+def _await_answer(engine: Engine, daemon: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_S_MAX
     while True:
         try:
             engine.docker("version")
         except subprocess.CalledProcessError as error:
             if daemon.poll() is not None or time.monotonic() > deadline:
-                log = (engine.folder / "dockerd.log").read_text()[-2000:]
-                pytest.skip(f"needs a container engine: dockerd does not start here: {log}")
+                said = log.read_text()[-2000:]
+                pytest.skip(f"needs a container engine: it does not start here: {said}")
             del error
             time.sleep(0.1)
         else:
             return
+
+
+def may_raise_limits() -> bool:
+    """Return whether this process may raise hard limits, as Podman does beside any that is set."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return bool(effective >> _CAP_SYS_RESOURCE & 1)
 
 
 def image() -> bytes:

@@ -80,7 +80,7 @@ class Agent:
         policy = policy or FilePolicy(settings.agent.policy, envs=envs)
         data = settings.agent.data.absolute()
         self._lock = None if journal is not None else hold_folder(data)
-        self._runtime = runtime or _make_runtime(settings.agent, data, self._node_id, clock)
+        self._runtime = runtime or _make_runtime(settings, data, self._node_id, clock)
         self._link = link or GrpcLink(settings.agent.server, settings.link)
         self._owns_journal = journal is None
         self._journal = journal or Journal(
@@ -240,20 +240,25 @@ def _offer(settings: CapacitySettings) -> Offer:
     )
 
 
-def _make_runtime(settings: HostSettings, data: Path, node_id: str, clock: Clock) -> Runtime:
+def _make_runtime(settings: AgentSettings, data: Path, node_id: str, clock: Clock) -> Runtime:
     """Return the runtime that the settings name; each is imported only where it is used."""
-    wanted = settings.runtime
+    wanted = settings.agent.runtime
     if wanted == "auto":
-        wanted = "docker" if runtimes.has_engine(settings.engine_socket) else "process"
+        wanted = "docker" if runtimes.has_engine(settings.agent.engine_socket) else "process"
     match wanted:
         case "docker":
             from gamenode.agent.runtime.docker import (  # noqa: PLC0415 - costs 20 MB elsewhere
                 DockerRuntime,
-                DockerSettings,
             )
 
             return DockerRuntime(
-                DockerSettings(socket=settings.engine_socket, node_id=node_id), clock=clock
+                settings.docker,
+                socket=settings.agent.engine_socket,
+                node_id=node_id,
+                data=data,
+                auth_file=settings.registries.auth_file,
+                log_bytes_max=settings.logs.log_bytes_max,
+                clock=clock,
             )
         case "process":
             from gamenode.agent.runtime.process import (  # noqa: PLC0415 - as above

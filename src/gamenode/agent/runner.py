@@ -27,7 +27,16 @@ from gamenode.agent.journal import (
     certainly_unwritten,
 )
 from gamenode.agent.policy import Policy
-from gamenode.agent.runtime import Ended, Found, LogBlock, Running, Runtime, StartError
+from gamenode.agent.runtime import (
+    Ended,
+    Found,
+    LogBlock,
+    Progress,
+    Pull,
+    Running,
+    Runtime,
+    StartError,
+)
 from gamenode.agent.secrets import Secrets
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.command import (
@@ -99,6 +108,12 @@ class RunnerSettings:
     """How long a dispatch waits after something unexpected, before it goes on."""
     message_chars_max: int = 1_000
     """How much of what a runtime says of an end is reported."""
+    pull_report_s: float = 2.0
+    """How often it is reported how far an image has come, at most."""
+    clean_up_period_s: float = 600.0
+    """How often it is looked for what nobody needs on this host any more."""
+    orphans_age_s: float = 3600.0
+    """An ended run that the journal does not know is removed when it ended so long ago."""
     look_s_max: float = 10.0
     """How long it may take to find out what the host holds, when the server asks."""
     stated_attempts_max: int = 20_000
@@ -179,7 +194,7 @@ class Runner:
             self._watch_service(service)
         for one in held:
             self._begin(one)
-        _ = self._supervisor.start("remains", self._remove_remains())
+        self._supervisor.keep("clean-up", self._clean_up)
 
     def held(self) -> list[Dispatch]:
         """Return every dispatch that the server has not released."""
@@ -638,7 +653,8 @@ class Runner:
         # path may lead elsewhere by then.
         container = await self._policy.admit(filled, runtime=self._runtime.name)
         if limits.outcome() is None:
-            preparing = asyncio.ensure_future(self._runtime.prepare(container))
+            progress = self._pull_reports(work, step, key)
+            preparing = asyncio.ensure_future(self._runtime.prepare(container, progress=progress))
             try:
                 await _first_of([preparing, *limits.waits()], timeout_s=None)
                 if preparing.done():
@@ -651,6 +667,23 @@ class Runner:
         container = await self._policy.admit(filled, runtime=self._runtime.name)
         service = step.type is StepType.SERVICE
         return await self._runtime.start(key, container, service=service)
+
+    def _pull_reports(self, work: _Work, step: GrantedStep, key: LogKey) -> Progress:
+        """Return what reports a pull: at once, then at most every so often."""
+        reported_s: float | None = None
+
+        def report(pull: Pull) -> None:
+            nonlocal reported_s
+            now_s = self._clock.monotonic_s()
+            if reported_s is not None and now_s - reported_s < self._settings.pull_report_s:
+                return
+            reported_s = now_s
+            pulling = Outcome(
+                status=Status.RUNNING, reason=Reason.PULLING, message=_pull_message(pull)
+            )
+            self._report(work, step, pulling, key.attempt)
+
+        return report
 
     async def _wait(
         self, step: GrantedStep, key: LogKey, limits: _Limits, running: Outcome
@@ -787,10 +820,20 @@ class Runner:
         await self._uploader.forget(key)
         await self._runtime.remove(key)
 
-    async def _remove_remains(self) -> None:
+    async def _clean_up(self) -> None:
+        """Remove from the host what nobody needs any more, now and from time to time."""
+        await self._remove_remains(older_s=0.0)
+        while True:
+            await self._runtime.tidy()
+            await asyncio.sleep(self._settings.clean_up_period_s)
+            await self._remove_remains(older_s=self._settings.orphans_age_s)
+
+    async def _remove_remains(self, *, older_s: float) -> None:
         """Remove what a crash left between a release in the journal and on the host."""
         for key, found in (await self._runtime.runs()).items():
-            if isinstance(found, Ended) and not self._is_known(key):
+            if not isinstance(found, Ended) or self._is_known(key):
+                continue
+            if (self._clock.now() - found.ended_at) / NANOSECONDS_PER_S >= older_s:
                 await self._runtime.remove(key)
 
     def _is_known(self, key: LogKey) -> bool:
@@ -962,6 +1005,13 @@ def _outcome_of(ended: Ended) -> Outcome:
 
 def _not_started(reason: Reason, message: str) -> Outcome:
     return Outcome(status=Status.FAILED, reason=reason, message=message)
+
+
+def _pull_message(pull: Pull) -> str:
+    message = f"pulling {pull.image}"
+    if pull.total_bytes:
+        message += f": {pull.done_bytes / 1e6:.1f} of {pull.total_bytes / 1e6:.1f} MB"
+    return message
 
 
 def _timeout_message(what: str, timeout_s: float | None) -> str:

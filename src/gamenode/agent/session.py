@@ -46,7 +46,7 @@ from gamenode.domain.node import (
     RegistrationAnswer,
     generation_of,
 )
-from gamenode.domain.pipeline import PipelineReport, Reason, Report
+from gamenode.domain.pipeline import PipelineReport, Reason, Report, StepReport
 from gamenode.lib.backoff import Backoff
 from gamenode.lib.clock import Clock
 from gamenode.lib.tasks import Supervisor, Wake
@@ -107,9 +107,13 @@ class Outbox:
     def report(self, dispatch: Dispatch, report: Report) -> None:
         """Take a report; it goes out after those taken before.
 
-        One that still waits is not taken twice, however often its dispatch starts over.
+        One that still waits is not taken twice, however often its dispatch starts over. How far a
+        pull is goes out once the word before it has arrived, so that a server that is away does not
+        let them heap up.
         """
         waiting = self._of_dispatch.setdefault(dispatch, {})
+        if _is_pull(report) and any(_is_pull(numbered.report) for numbered in waiting.values()):
+            return
         if any(numbered.report == report for numbered in waiting.values()):
             return
         self._sequence += 1
@@ -160,6 +164,10 @@ class Outbox:
             del self._of_dispatch[dispatch]
         self.wake.ring()  # there is room for another one
         return dispatch, numbered.report
+
+
+def _is_pull(report: Report) -> bool:
+    return isinstance(report, StepReport) and report.reason is Reason.PULLING
 
 
 class Session:

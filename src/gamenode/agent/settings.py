@@ -11,6 +11,7 @@ from gamenode.agent.inventory.collector import CollectorSettings
 from gamenode.agent.inventory_reporter import ReporterSettings
 from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
+from gamenode.agent.runtime.docker_settings import DockerSettings, RegistrySettings
 from gamenode.agent.secrets import SecretSettings
 from gamenode.agent.session import SessionSettings
 from gamenode.agent.uploader import UploaderSettings
@@ -80,6 +81,8 @@ class AgentSettings:
     conditions: ConditionSettings = field(default_factory=ConditionSettings)
     clock: ClockSettings = field(default_factory=ClockSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
+    docker: DockerSettings = field(default_factory=DockerSettings)
+    registries: RegistrySettings = field(default_factory=RegistrySettings)
     logs: UploaderSettings = field(default_factory=UploaderSettings)
     secrets: SecretSettings = field(default_factory=SecretSettings)
     inventory: ReporterSettings = field(default_factory=ReporterSettings)

@@ -148,6 +148,7 @@ class PipelineFollower:
         tell: Teller,
         patience: Patience,
         deadline: Deadline,
+        clock: Clock,
         settings: CliSettings,
         only: str | None = None,
         attempt: int | None = None,
@@ -164,6 +165,7 @@ class PipelineFollower:
         self._tell = tell
         self._patience = patience
         self._deadline = deadline
+        self._clock = clock
         self._settings = settings
         self._only = only
         self._attempt = attempt
@@ -172,6 +174,7 @@ class PipelineFollower:
         self._sources: dict[tuple[str, int], LogSource] = {}
         self._read: set[tuple[str, int]] = set()
         self._said: set[str] = set()
+        self._pull_said_s: float | None = None
         self.last_written: tuple[str, int] | None = None
         """The step and attempt whose text was written last."""
 
@@ -233,6 +236,7 @@ class PipelineFollower:
                 if (name, attempt) not in self._read:
                     again = f", attempt {attempt}" if attempt > 1 else ""
                     self._say(f"{place}{again}")
+                    self._say_pull(place, step)
                     moved |= self._read_log(pipeline, step, attempt)
             if step["status"] not in TERMINAL:
                 break
@@ -288,6 +292,16 @@ class PipelineFollower:
     def _say_waiting(self, pipeline: Body) -> None:
         if pipeline.get("waiting"):
             self._say(f"waiting: {pipeline['message']}")
+
+    def _say_pull(self, place: str, step: Body) -> None:
+        """Say how far an image has come: at once, then now and then."""
+        if step["reason"] != Reason.PULLING:
+            self._pull_said_s = None
+            return
+        now_s = self._clock.monotonic_s()
+        if self._pull_said_s is None or now_s - self._pull_said_s >= self._settings.pull_said_s:
+            self._pull_said_s = now_s
+            self._say(f"{place}: {step['message']}")
 
     def _say(self, text: str) -> None:
         if text not in self._said:

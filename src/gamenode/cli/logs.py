@@ -132,6 +132,7 @@ class _Reading:
             tell=self._invocation.output.tell,
             patience=self._patience,
             deadline=self._deadline,
+            clock=self._invocation.clock,
             settings=self._invocation.settings,
             only=self._only,
             attempt=self._attempt,

@@ -157,6 +157,7 @@ def _attend(invocation: Invocation, pipeline: Body) -> int:
             invocation.options.timeout,
             hint=f"attach again: gamenode logs -f {pipeline['id']}",
         ),
+        clock=invocation.clock,
         settings=settings,
     )
     try:

@@ -28,6 +28,8 @@ class CliSettings:
     poll_s_first: float = 0.1
     """Between two looks at a pipeline in which nothing moves; its end is answered at once."""
     poll_s_most: float = 1.0
+    pull_said_s: float = 10.0
+    """Between two words on how far an image has come."""
     watch_s: float = 2.0
     """Between two looks of `--watch`."""
     completion_s: float = 0.15

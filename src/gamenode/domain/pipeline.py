@@ -58,6 +58,7 @@ class Reason(StrEnum):
     UNSUPPORTED = "UNSUPPORTED"
     UNHEALTHY = "UNHEALTHY"
     RETRYING = "RETRYING"
+    PULLING = "PULLING"
     NODE_LOST = "NODE_LOST"
     NODE_DISABLED = "NODE_DISABLED"
     DRAINED = "DRAINED"
@@ -429,7 +430,11 @@ def judge_step(step: Step, report: StepReport, granted: range) -> ReportResult:
     if report.status is step.status:
         # A try that is over, and to be followed by another one, does not run again.
         over = same_try and step.reason is Reason.RETRYING
-        news = not over and (not same_try or report.reason is not step.reason)
+        if same_try and report.reason is Reason.PULLING:
+            # How far the pull is: news only while the try has not started.
+            news = step.reason is Reason.PULLING and report.message != step.message
+        else:
+            news = not over and (not same_try or report.reason is not step.reason)
         return ReportResult(outcome=ReportOutcome.APPLIED if news else ReportOutcome.REPEATED)
     if report.status in TRANSITIONS[step.status]:
         return ReportResult(outcome=ReportOutcome.APPLIED)

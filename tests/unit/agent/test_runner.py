@@ -233,6 +233,62 @@ async def on_a_node(folder: Path) -> AsyncIterator[Node]:
         await node.crash()
 
 
+# Pulls
+
+
+def pulls(node: Node) -> list[str]:
+    steps = [report for report in node.reports if isinstance(report, StepReport)]
+    assert all(it.started_at is None for it in steps if it.reason is Reason.PULLING)
+    return [it.message for it in steps if it.reason is Reason.PULLING]
+
+
+@virtual_time
+async def test_a_pull_is_reported_now_and_then_and_the_steps_timeout_begins_after_it(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        one = step(pull_bytes=40_000_000, prepare_s=20, duration_s=4, timeout_s=5.0)
+        await node.runner.take(order(replace(one, container=replace(one.container, image="g:1"))))
+        assert await node.ended() is Status.COMPLETED
+        assert pulls(node) == [f"pulling g:1: {done}.0 of 40.0 MB" for done in (0, 10, 20, 30)]
+        started = [r for r in node.reports if isinstance(r, StepReport) and not r.reason]
+        assert started[0].status is Status.RUNNING
+        assert started[0].started_at is not None
+
+
+@virtual_time
+async def test_a_fast_pull_is_reported_once_and_what_is_here_never(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        fetched = step(pull_bytes=8, prepare_s=1.5)
+        await node.runner.take(order(fetched, step("two", prepare_s=1.5)))
+        assert await node.ended() is Status.COMPLETED
+        assert len(pulls(node)) == 1
+
+
+@virtual_time
+async def test_a_cancel_ends_a_pull_at_once(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(pull_bytes=8, prepare_s=3600)))
+        await until(lambda: bool(pulls(node)))
+        asked_s = node.clock.monotonic_s()
+        await node.runner.take(cancel())
+        assert await node.ended() is Status.CANCELLED
+        assert node.clock.monotonic_s() - asked_s < 1.0  # P11
+        assert node.host.starts == []
+
+
+@virtual_time
+async def test_only_old_remains_go_while_the_agent_runs(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await asyncio.sleep(1.0)
+        orphan = LogKey("gone", "one", 1, 1)
+        await node.host.start(orphan, ContainerSpec(), service=False)
+        await asyncio.sleep(RunnerSettings().orphans_age_s - 10.0)
+        assert node.host.runs() == (orphan,)
+        await asyncio.sleep(RunnerSettings().clean_up_period_s + 20.0)
+        assert node.host.runs() == ()
+
+
 # Orders
 
 

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -23,7 +24,7 @@ from tests.support.time import LoopClock, until, virtual_time
 from gamenode.agent.session import Outbox
 from gamenode.domain.command import Closed, CloseReason, Dispatch
 from gamenode.domain.node import Heartbeat, HeartbeatResult
-from gamenode.domain.pipeline import PipelineReport, Status, StepReport
+from gamenode.domain.pipeline import PipelineReport, Reason, Status, StepReport
 
 DISPATCH = Dispatch("p", 1)
 FILE = """
@@ -298,6 +299,18 @@ def test_a_report_that_waits_is_not_taken_twice() -> None:
     assert outbox.acknowledge(1) is None
     outbox.report(DISPATCH, report(1))
     assert [n.sequence for n in outbox.of(DISPATCH)] == [2]
+
+
+def test_how_far_a_pull_is_does_not_heap_up_for_a_server_that_is_away() -> None:
+    outbox = Outbox()
+    pulls = [replace(report(1), reason=Reason.PULLING, message=f"{n} MB") for n in range(1, 9)]
+    for pull in pulls:
+        outbox.report(DISPATCH, pull)
+    outbox.report(DISPATCH, report(1))
+    assert [n.report for n in outbox.of(DISPATCH)] == [pulls[0], report(1)]
+    outbox.acknowledge(1)
+    outbox.report(DISPATCH, pulls[-1])
+    assert len(outbox.of(DISPATCH)) == 2
 
 
 def test_a_report_is_kept_for_its_own_dispatch() -> None:

@@ -118,6 +118,29 @@ def test_run_follows_a_step_from_its_start_to_the_pipeline_s_end(server: Server,
     assert "waiting: no node" in result.stderr
 
 
+def test_run_says_that_an_image_is_on_its_way_and_not_at_every_step_of_it(
+    server: Server, file: str
+) -> None:
+    def pulling(megabytes: int) -> Callable[[], None]:
+        word = f"pulling game:1: {megabytes}.0 of 9.0 MB"
+        fetching = {**step(status="RUNNING"), "reason": "PULLING", "message": word}
+        return lambda: server.end("RUNNING", fetching)
+
+    states: Iterator[Callable[[], None]] = iter(
+        [
+            *(pulling(megabytes) for megabytes in range(1, 9)),
+            lambda: server.end("COMPLETED", step(status="COMPLETED")),
+        ]
+    )
+    server.end("PENDING", step())
+    server.between = lambda _seen: next(states, lambda: None)()
+    result = Program(server.api.url)("run", file)
+    assert result.exit_code == 0
+    said = [line for line in result.stderr.splitlines() if "pulling" in line]
+    assert len(said) == 1
+    assert said[0].startswith("step 1/1 fetch: pulling game:1: ")
+
+
 def test_run_shows_every_try_of_a_step(server: Server, file: str) -> None:
     server.logs = {("fetch", "1"): framed(b"first\n"), ("fetch", "3"): framed(b"third\n")}
     server.end("COMPLETED", step(status="COMPLETED", attempt=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -103,6 +104,23 @@ def test_an_unset_try_means_the_one_that_counts() -> None:
     )
     first = judge_step(step(Status.PENDING, attempt=0), report(Status.RUNNING, attempt=0), GRANTED)
     assert first.outcome is APPLIED
+
+
+def test_how_far_a_pull_is_is_news_only_until_the_try_has_started() -> None:
+    def pulling(message: str, *, attempt: int = 5) -> StepReport:
+        it = report(Status.RUNNING, reason=Reason.PULLING, attempt=attempt)
+        return replace(it, message=message)
+
+    fetching = replace(step(Status.RUNNING, reason=Reason.PULLING), message="1 of 2 MB")
+    assert judge_step(step(Status.PENDING), pulling("1 of 2 MB"), GRANTED).outcome is APPLIED
+    assert judge_step(fetching, pulling("1 of 2 MB"), GRANTED).outcome is REPEATED
+    assert judge_step(fetching, pulling("2 of 2 MB"), GRANTED).outcome is APPLIED
+    assert judge_step(fetching, report(Status.RUNNING), GRANTED).outcome is APPLIED
+    started = step(Status.RUNNING)
+    over = step(Status.RUNNING, reason=Reason.RETRYING)
+    for later in (started, over):
+        assert judge_step(later, pulling("2 of 2 MB"), GRANTED).outcome is REPEATED
+        assert judge_step(later, pulling("0 of 2 MB", attempt=6), GRANTED).outcome is APPLIED
 
 
 def test_a_try_that_is_over_is_news_once_and_runs_no_more() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -89,6 +89,20 @@ class LogBlock:
     """Parts of `data`, in order, that stand for secrets (rule RG3)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull:
+    """How much of an image has come, over all its layers."""
+
+    image: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+    """Of the layers that are known so far; 0 while none is."""
+
+
+Progress = Callable[[Pull], None]
+"""Is told of a pull whenever it moves, often many times a second."""
+
+
 class StartError(Exception):
     """A run certainly did not start, and nothing of it lives."""
 
@@ -117,10 +131,11 @@ class Runtime(Protocol):
     def unsupported(self, container: ContainerSpec) -> tuple[str, ...]:
         """Return the keys of `container` that cannot be honoured here, in the file's words."""
 
-    async def prepare(self, container: ContainerSpec) -> None:
+    async def prepare(self, container: ContainerSpec, *, progress: Progress) -> None:
         """Fetch what a start of `container` needs, as its pull policy says. May be cancelled.
 
-        A start fetches what is missing all the same, but no cancel reaches it meanwhile (P11).
+        `progress` is told nothing where everything is here. A start fetches what is missing all
+        the same, but no cancel reaches it meanwhile (P11).
 
         Raises:
             StartError: it cannot be had.
@@ -174,6 +189,9 @@ class Runtime(Protocol):
 
     async def runs(self) -> Mapping[RunKey, Found]:
         """Return every run that was started here and not removed."""
+
+    async def tidy(self) -> None:
+        """Remove what no run needs any more and nobody else asked for, by age and by disk."""
 
     async def problem(self) -> str:
         """Return why nothing can be started here now; empty where it can."""

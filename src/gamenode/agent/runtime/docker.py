@@ -13,75 +13,60 @@ import json
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from aiodocker import Docker, DockerError
-from aiohttp import (
-    ClientConnectionError,
-    ClientError,
-    ClientPayloadError,
-    ClientTimeout,
-    UnixConnector,
-)
+from aiodocker import DockerError
+from aiodocker.containers import DockerContainer
+from aiohttp import ClientError
 
 from gamenode.agent.runtime import (
     Ended,
     Found,
     LogBlock,
+    Progress,
     RunKey,
     Running,
     StartError,
 )
 from gamenode.agent.runtime import docker_spec as spec
+from gamenode.agent.runtime.docker_engine import BROKEN, Engine, EngineFacts, is_unreachable
+from gamenode.agent.runtime.docker_images import PulledImages
+from gamenode.agent.runtime.docker_log import Frames, Skip, log_config
+from gamenode.agent.runtime.docker_pull import ImagePuller
+from gamenode.agent.runtime.docker_settings import DockerSettings
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import LogPosition, LogStream
 from gamenode.domain.pipeline import ContainerSpec, Reason
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 _RFC3339: Final = re.compile(
     r"(?P<moment>[0-9-]{10}T[0-9:]{8})(?:\.(?P<fraction>[0-9]{1,9}))?(?P<zone>Z|[+-][0-9:]{5})"
 )
-_FRAME_HEADER_BYTES: Final = 8
-_STREAMS: Final = {1: LogStream.STDOUT, 2: LogStream.STDERR}
 _BUSY_BYTES: Final = 16 * 1024
 """A read of so much says that more is there: no pause is made."""
 
-_BROKEN: Final = (ClientConnectionError, ClientPayloadError, TimeoutError)
+_NAME_TAKEN: Final = re.compile(r"name .* is already in use")
+"""What Podman says, with another status, where two requests for a name meet."""
+
+_ENDED: Final = frozenset({"exited", "dead", "stopped"})
+"""The words for a container of which nothing lives."""
+
+_ASKED_MAX: Final = 3
+"""How often an engine that dies over it is asked to create or to start one container."""
+
+_PODMAN_INIT: Final = "/run/podman-init"
+
 _NOT_EXECUTED: Final = frozenset({126, 127})
 """The shells' exit codes for a command that is not executable, or not there."""
-
-_UNREACHABLE: Final = 900
-"""What aiodocker has as the status where no engine answered."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerSettings:
-    """The bounds of the docker runtime."""
-
-    socket: Path
-    """The engine's socket."""
-    node_id: str
-    """Whose containers these are; several agents may share an engine."""
-    call_s: float = 120.0
-    """How long the engine may take to answer what is not a wait for a container."""
-    pull_s: float = 3600.0
-    """How long an image may take to come."""
-    retry_s: float = 1.0
-    """How long to wait before an engine that did not answer is asked again."""
-    idle_poll_s: float = 1.0
-    """How long output is gathered while nobody follows."""
-    log_bytes_max: int = 1024 * 1024 * 1024
-    """How much output the engine keeps of one container; older output goes first."""
 
 
 class DockerRuntime:
@@ -89,47 +74,81 @@ class DockerRuntime:
 
     name = "docker"
 
-    def __init__(self, settings: DockerSettings, *, clock: Clock) -> None:
-        """Talk to the engine at `settings.socket`, from the first call on."""
+    def __init__(
+        self,
+        settings: DockerSettings,
+        *,
+        socket: Path,
+        node_id: str,
+        data: Path,
+        auth_file: Path,
+        log_bytes_max: int,
+        clock: Clock,
+    ) -> None:
+        """Talk to the engine at `socket`, from the first call on.
+
+        `node_id` says whose the containers are, since several agents may share an engine; `data`
+        is the agent's folder, `auth_file` holds its credentials for registries. The engine keeps
+        at most `log_bytes_max` of what one container prints; older output goes first.
+        """
         self._settings = settings
+        self._node_id = node_id
+        self._log_bytes_max = log_bytes_max
         self._clock = clock
-        self._client: Docker | None = None
-        self._log_config: Mapping[str, Any] | None = None
-        self._answers = True
+        self._engine = Engine(socket, call_s=settings.call_s, retry_s=settings.retry_s)
+        self._puller = ImagePuller(self._engine, settings, auth_file)
+        self._images = PulledImages(
+            self._engine, settings, file=data / "pulled-images.json", clock=clock
+        )
         self._starting: WeakValueDictionary[RunKey, asyncio.Lock] = WeakValueDictionary()
 
     def unsupported(self, container: ContainerSpec) -> tuple[str, ...]:  # noqa: ARG002 - the Protocol's
         """Return nothing: a container spec is what an engine takes."""
         return ()
 
-    async def prepare(self, container: ContainerSpec) -> None:
+    async def prepare(self, container: ContainerSpec, *, progress: Progress) -> None:
         """Have the image here, as `pull_policy` says: missing (default), always, or never."""
-        await self._pull(container, always=container.pull_policy == "always")
+        always = container.pull_policy == "always"
+        await self._fetch(container, always=always, progress=progress)
 
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Pull what is missing, create the container under the run's name, start it."""
         async with self._starting.setdefault(run, asyncio.Lock()):
-            state = await self._until_answered(lambda: self._state(run))
+            state = await self._known_state(run)
             if state is None:
-                await self._pull(container, always=False)
+                await self._fetch(container, always=False, progress=lambda _: None)
+            for _ in range(_ASKED_MAX):
+                if state is not None:
+                    break
                 await self._create(run, container, service=service)
-            elif state["Status"] != "created":
+                state = await self._known_state(run)
+            if state is None:
+                message = "the engine gives no answer when it is asked for the container"
+                raise StartError(Reason.START_FAILED, message)
+            if state["Status"] != "created":
                 return _instant(state["StartedAt"])
             return await self._start(run)
 
     async def _create(self, run: RunKey, container: ContainerSpec, *, service: bool) -> None:
-        engine = await self._engine()
+        """Ask for the container, once; an engine that gave no answer may have made it."""
+        client = await self._engine.until_answered(self._engine.client)
+        facts = await self._engine.until_answered(self._engine.facts)
         body = spec.create_body(
             run,
             container,
             service=service,
-            node_id=self._settings.node_id,
-            log_config=self._log_config,
+            node_id=self._node_id,
+            log_config=log_config(facts, self._log_bytes_max),
+            podman=facts.podman,
         )
         try:
-            await engine.containers.create(body, name=spec.container_name(run))
+            await client.containers.create(body, name=spec.container_name(run))
+        except BROKEN:
+            return
         except DockerError as error:
-            if error.status == HTTPStatus.CONFLICT:
+            if is_unreachable(error):
+                return
+            if error.status == HTTPStatus.CONFLICT or _NAME_TAKEN.search(error.message):
                 # The name is taken: an answer of the engine was lost, or another agent is at it.
                 await self._until_shown(run)
                 return
@@ -144,56 +163,60 @@ class DockerRuntime:
         """Wait for a container whose name is taken: the engine takes it before it is made."""
         try:
             async with asyncio.timeout(self._settings.call_s):
-                while await self._state(run) is None:  # noqa: ASYNC110 - the engine does not tell
+                while await self._known_state(run) is None:  # noqa: ASYNC110 - the engine does not tell
                     await asyncio.sleep(self._settings.retry_s)
         except TimeoutError as error:
             message = f"the engine has no {spec.container_name(run)}, but does not give its name"
             raise StartError(Reason.START_FAILED, message) from error
 
     async def _start(self, run: RunKey) -> Instant:
-        engine = await self._engine()
-        refusal = None
-        try:
-            await engine.containers.container(spec.container_name(run)).start()
-        except DockerError as error:
-            if error.status != _UNREACHABLE:
-                refusal = error.message
-        except _BROKEN:
-            # It may be starting this moment; only the engine knows, and a second request could
-            # start again what has ended meanwhile.
-            await asyncio.sleep(self._settings.retry_s)
-        state = await self._until_answered(lambda: self._state(run))
-        if state is not None and state["Status"] != "created":
-            return _instant(state["StartedAt"])
-        await self._delete(run)
+        refusal = ""
+        for _ in range(_ASKED_MAX):
+            refusal = await self._ask_start(run)
+            state = await self._known_state(run)
+            if state is not None and state["Status"] != "created":
+                return _instant(state["StartedAt"])
+            if refusal or state is None:
+                break
+        await self._engine.until_answered(lambda: self._delete(run))
         message = f"the engine cannot start it: {refusal or 'it gave no answer'}"
         raise StartError(Reason.START_FAILED, message)
 
-    async def _pull(self, container: ContainerSpec, *, always: bool) -> None:
-        engine = await self._engine()
+    async def _ask_start(self, run: RunKey) -> str:
+        """Ask for the start; return the refusal, empty where there is none, or no answer.
+
+        Without an answer only the container's state says whether it was started: one that is not
+        `created` any more must not be started again.
+        """
+        client = await self._engine.until_answered(self._engine.client)
+        try:
+            await client.containers.container(spec.container_name(run)).start()
+        except DockerError as error:
+            return "" if is_unreachable(error) else error.message
+        except BROKEN:
+            await asyncio.sleep(self._settings.retry_s)  # it may be starting this moment
+        return ""
+
+    async def _fetch(self, container: ContainerSpec, *, always: bool, progress: Progress) -> None:
+        image = container.image
+        self._images.used(image)
         if container.pull_policy == "never":
             return
-        try:
-            if not always and await self._has(container.image):
-                return
-            async with asyncio.timeout(self._settings.pull_s):
-                await engine.images.pull(container.image)
-        except DockerError as error:
-            message = f"image {container.image} cannot be pulled: {error.message}"
-            raise StartError(Reason.IMAGE_PULL, message) from error
-        except _BROKEN as error:
-            message = f"image {container.image} did not come: {error or type(error).__name__}"
-            raise StartError(Reason.IMAGE_PULL, message) from error
+        before = await self._engine.until_answered(lambda: self._image_id(image))
+        if before is None or always:
+            await self._puller.pull(image, progress)
+            with suppress(DockerError, *BROKEN):  # not noted, it stays: that costs only room
+                await self._images.pulled(image, before=before)
 
-    async def _has(self, image: str) -> bool:
-        engine = await self._engine()
+    async def _image_id(self, image: str) -> str | None:
+        client = await self._engine.client()
         try:
-            await engine.images.inspect(image)
+            shown = await client.images.inspect(image)
         except DockerError as error:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
-            return False
-        return True
+            return None
+        return str(shown["Id"])
 
     async def find(self, run: RunKey) -> Found | None:
         """Return what the engine says of the run's container.
@@ -201,15 +224,15 @@ class DockerRuntime:
         Waits for an engine that does not answer. One that was created and not started counts as
         not there: a start takes it up.
         """
-        state = await self._until_answered(lambda: self._state(run))
+        state = await self._known_state(run)
         return None if state is None else _found(state)
 
     async def wait(self, run: RunKey) -> Ended:
         """Wait for the end of the container, also across restarts of the engine."""
         while True:
-            with suppress(DockerError, *_BROKEN):
-                engine = await self._engine()
-                it = engine.containers.container(spec.container_name(run))
+            with suppress(DockerError, *BROKEN):
+                client = await self._engine.client()
+                it = client.containers.container(spec.container_name(run))
                 await it.wait(condition="not-running")
             match await self.find(run):
                 case None:
@@ -225,12 +248,12 @@ class DockerRuntime:
         name = spec.container_name(run)
         while isinstance(await self.find(run), Running):
             try:
-                engine = await self._engine()
+                client = await self._engine.client()
                 async with asyncio.timeout(grace_s + self._settings.call_s):
                     # First, or the engine starts again what ends by the signal (RI2).
-                    await self._update(name, {"RestartPolicy": {"Name": "no"}})
-                    await engine.containers.container(name).stop(t=math.ceil(grace_s))
-            except (DockerError, *_BROKEN):
+                    await self._keep_down(name)
+                    await client.containers.container(name).stop(t=math.ceil(grace_s))
+            except (DockerError, *BROKEN):
                 await asyncio.sleep(self._settings.retry_s)
 
     async def read_log(
@@ -242,20 +265,28 @@ class DockerRuntime:
         it was.
         """
         read = {
-            LogStream.STDOUT: _Skip(position.stdout_lines, position.stdout_bytes),
-            LogStream.STDERR: _Skip(position.stderr_lines, position.stderr_bytes),
+            LogStream.STDOUT: Skip(position.stdout_lines, position.stdout_bytes),
+            LogStream.STDERR: Skip(position.stderr_lines, position.stderr_bytes),
         }
         if await self.find(run) is None:
             raise KeyError(run)
+        if position == LogPosition() and (why := await self._inexact()):
+            yield LogBlock(stream=LogStream.GAMENODE, data=why.encode(), at=self._clock.now())
+        follow = True
         while True:
-            with suppress(DockerError, *_BROKEN):
-                async for stream, data in self._printed(run, live):
+            with suppress(DockerError, *BROKEN):
+                async for stream, data in self._printed(run, live, follow=follow):
                     if rest := read[stream].rest(data):
                         yield LogBlock(stream=stream, data=rest, at=self._clock.now())
                 # Asked once: an engine that has to be waited for may have cut the log short.
                 state = await self._state(run)
                 if state is None or not isinstance(_found(state), Running):
-                    break
+                    if not follow or (await self._engine.facts()).podman is None:
+                        break
+                    follow = False  # Podman may end what it follows before its last bytes
+                    for skip in read.values():
+                        skip.again()
+                    continue
             await asyncio.sleep(self._settings.retry_s)
             if await self.find(run) is None:
                 break
@@ -264,7 +295,14 @@ class DockerRuntime:
         for gap in self._gaps(read):
             yield gap
 
-    def _gaps(self, read: Mapping[LogStream, _Skip]) -> list[LogBlock]:
+    async def _inexact(self) -> str:
+        """Return why a log may differ from what was printed; empty where it does not."""
+        facts: EngineFacts = await self._engine.until_answered(self._engine.facts)
+        if log_config(facts, self._log_bytes_max) is not None:
+            return ""
+        return "inexact: this engine has no log driver that keeps every byte\n"
+
+    def _gaps(self, read: Mapping[LogStream, Skip]) -> list[LogBlock]:
         """Return what to say of streams that are shorter than they were."""
         return [
             LogBlock(
@@ -277,18 +315,16 @@ class DockerRuntime:
         ]
 
     async def _printed(
-        self, run: RunKey, live: asyncio.Event
+        self, run: RunKey, live: asyncio.Event, *, follow: bool
     ) -> AsyncIterator[tuple[LogStream, bytes]]:
-        """Yield all that the engine keeps of a log, and what is added while the container runs."""
-        engine = await self._engine()
-        async with engine.session.get(
-            self._url(engine, f"containers/{spec.container_name(run)}/logs"),
-            params={"stdout": "1", "stderr": "1", "follow": "1"},
-            timeout=ClientTimeout(),  # as long as the container lives
+        """Yield all that the engine keeps of a log; with `follow` also what is added to it."""
+        async with self._engine.request(
+            "GET",
+            f"containers/{spec.container_name(run)}/logs",
+            params={"stdout": "1", "stderr": "1", "follow": str(int(follow))},
+            endless=True,  # as long as the container lives
         ) as answer:
-            if not answer.ok:
-                raise DockerError(answer.status, await answer.text())
-            frames = _Frames()
+            frames = Frames()
             async for chunk in answer.content.iter_any():
                 for block in frames.blocks(chunk):
                     yield block
@@ -301,166 +337,99 @@ class DockerRuntime:
         """Remove the container and its anonymous volumes."""
         if isinstance(await self.find(run), Running):
             raise GameNodeError(ErrorCode.CONFLICT, f"{spec.container_name(run)} still runs")
-        await self._until_answered(lambda: self._delete(run))
+        await self._engine.until_answered(lambda: self._delete(run))
 
     async def _delete(self, run: RunKey) -> None:
-        engine = await self._engine()
+        client = await self._engine.client()
         try:
-            await engine.containers.container(spec.container_name(run)).delete(v=True)
+            await client.containers.container(spec.container_name(run)).delete(v=True)
         except DockerError as error:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
 
     async def runs(self) -> Mapping[RunKey, Found]:
         """Return every container with this node's label."""
-        label = f"{spec.LABEL_NODE}={self._settings.node_id}"
         found: dict[RunKey, Found] = {}
-        for run in await self._until_answered(lambda: self._labelled(label)):
+        for run, _ in await self._engine.until_answered(self._labelled):
             if (state := await self.find(run)) is not None:
                 found[run] = state
         return found
 
-    async def _labelled(self, label: str) -> list[RunKey]:
-        engine = await self._engine()
-        filters = json.dumps({"label": [label]})
-        listed = await engine.containers.list(all=1, filters=filters)
-        return [spec.run_of(it["Labels"]) for it in listed]
+    async def _labelled(self, **filters: str) -> list[tuple[RunKey, DockerContainer]]:
+        """Return this node's runs, and what the engine lists of their containers."""
+        client = await self._engine.client()
+        wanted = {"label": [f"{spec.LABEL_NODE}={self._node_id}"]}
+        wanted.update((name, [value]) for name, value in filters.items())
+        listed = await client.containers.list(all=1, filters=json.dumps(wanted))
+        return [(spec.run_of(it["Labels"]), it) for it in listed]
+
+    async def tidy(self) -> None:
+        """Remove containers that never started, and images that this agent pulled."""
+        await self._engine.until_answered(self._remove_created)
+        await self._engine.until_answered(self._images.tidy)
+
+    async def _remove_created(self) -> None:
+        """Remove what a crash left between create and start; a start would make it anew."""
+        for run, container in await self._labelled(status="created"):
+            age_s = self._clock.now() / NANOSECONDS_PER_S - container["Created"]
+            if age_s < self._settings.created_age_s:
+                continue
+            async with self._starting.setdefault(run, asyncio.Lock()):
+                state = await self._state(run)
+                if state is not None and state["Status"] == "created":
+                    await self._delete(run)
 
     async def problem(self) -> str:
         """Return why the engine cannot be used now; empty when it answers."""
         try:
-            engine = await self._engine()
-            await engine.version()
+            await self._engine.look()
         except (DockerError, ClientError, OSError) as error:
-            return f"no engine answers at {self._settings.socket}: {error}"
+            return f"no engine answers at {self._engine.socket}: {error}"
         return ""
 
     async def close(self) -> None:
         """Hang up."""
-        if self._client is not None:
-            await self._client.close()
-            await self._client.session.close()
-            await self._client.connector.close()
-            self._client = None
+        await self._engine.close()
+
+    async def _known_state(self, run: RunKey) -> dict[str, Any] | None:
+        """Return the same from an engine that may have to be waited for."""
+        return await self._engine.until_answered(lambda: self._state(run))
 
     async def _state(self, run: RunKey) -> dict[str, Any] | None:
-        """Return the engine's State of the run's container, and its Path; None without one."""
-        engine = await self._engine()
+        """Return the engine's State of the run's container, and its Program; None without one."""
+        client = await self._engine.client()
         try:
-            shown = await engine.containers.container(spec.container_name(run)).show()
+            shown = await client.containers.container(spec.container_name(run)).show()
         except DockerError as error:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
             return None
-        return {**shown["State"], "Path": shown["Path"]}
+        words = [shown["Path"], *(shown.get("Args") or ())]
+        if words[0] == _PODMAN_INIT:  # Docker's does not show
+            words = words[words.index("--") + 1 :]
+        state = {**shown["State"], "Program": words[0]}
+        if (await self._engine.facts()).podman is not None and self._restarts(shown):
+            state["Status"] = "restarting"  # what Docker calls it
+        return state
 
-    async def _update(self, name: str, change: Mapping[str, Any]) -> None:
-        engine = await self._engine()
-        url = self._url(engine, f"containers/{name}/update")
-        async with engine.session.post(url, json=change) as answer:
-            if not answer.ok:
-                raise DockerError(answer.status, await answer.text())
+    def _restarts(self, shown: Mapping[str, Any]) -> bool:
+        """Return whether Podman is about to start an ended container again by its policy."""
+        state, policy = shown["State"], shown["HostConfig"]["RestartPolicy"]
+        if state["Status"] not in _ENDED or policy["Name"] in {"", "no"}:
+            return False
+        if policy["Name"] == "on-failure":
+            most = policy["MaximumRetryCount"]
+            if not state["ExitCode"] or (most and shown["RestartCount"] >= most):
+                return False
+        since_s = (self._clock.now() - _instant(state["FinishedAt"])) / NANOSECONDS_PER_S
+        return since_s < self._settings.podman_restart_s
 
-    @staticmethod
-    def _url(engine: Docker, path: str) -> str:
-        """Return where the engine has what aiodocker has no method for."""
-        return f"{engine.docker_host}/{engine.api_version}/{path}"
-
-    async def _until_answered(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask until the engine answers: what it does not say is not known."""
-        while True:
-            try:
-                answer = await call()
-            except DockerError as error:
-                if error.status != _UNREACHABLE:
-                    raise
-                cause: Exception = error
-            except _BROKEN as error:
-                cause = error
-            else:
-                self._answers = True
-                return answer
-            if self._answers:
-                self._answers = False
-                _log.warning(
-                    "the container engine does not answer",
-                    extra={"event": "engine.unreachable", "error": str(cause)},
-                )
-            await asyncio.sleep(self._settings.retry_s)
-
-    async def _engine(self) -> Docker:
-        """Return the client, which knows the engine's version."""
-        if self._client is None:
-            connector = UnixConnector(
-                str(self._settings.socket),
-                limit=0,  # a wait and a log of each container hold a connection each
-            )
-            self._client = Docker(
-                "unix://localhost",
-                connector=connector,
-                timeout=ClientTimeout(total=self._settings.call_s),
-            )
-        if self._log_config is None:
-            version = await self._client.version()
-            self._client.api_version = f"v{version['ApiVersion']}"
-            self._log_config = _log_config(version, self._settings.log_bytes_max)
-        return self._client
-
-
-class _Frames:
-    """Takes the engine's framing apart: stream, three zeros, length, bytes."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def blocks(self, chunk: bytes) -> list[tuple[LogStream, bytes]]:
-        """Return what is whole by `chunk`, the frames of a stream joined."""
-        buffer = self._rest + chunk
-        start = 0
-        pieces: dict[LogStream, list[bytes]] = {stream: [] for stream in _STREAMS.values()}
-        while len(buffer) - start >= _FRAME_HEADER_BYTES:
-            end = start + _FRAME_HEADER_BYTES + int.from_bytes(buffer[start + 4 : start + 8])
-            if end > len(buffer):
-                break
-            pieces[_STREAMS[buffer[start]]].append(buffer[start + _FRAME_HEADER_BYTES : end])
-            start = end
-        self._rest = buffer[start:]
-        return [(stream, b"".join(parts)) for stream, parts in pieces.items() if parts]
-
-
-class _Skip:
-    """Drops what was read before: whole lines by count, then the begun line's bytes (RG1)."""
-
-    def __init__(self, lines: int, size_bytes: int) -> None:
-        self._lines = self._read_lines = lines
-        self._bytes = self._read_bytes = size_bytes
-
-    @property
-    def missing(self) -> bool:
-        """Whether the source was shorter than what is to be dropped."""
-        return self._lines > 0 or self._bytes > 0
-
-    def again(self) -> None:
-        """Begin at the start of the source once more."""
-        self._lines, self._bytes = self._read_lines, self._read_bytes
-
-    def rest(self, data: bytes) -> bytes:
-        """Return what of `data`, the next of the source, was not read before."""
-        if self._lines and (ends := data.count(b"\n")) < self._lines:
-            self._lines -= ends
-            self._bytes -= len(data)
-            return b""
-        end = 0
-        for _ in range(self._lines):
-            end = data.index(b"\n", end) + 1
-        self._lines = 0
-        self._bytes -= end
-        begun = min(max(self._bytes, 0), len(data) - end)
-        self._bytes -= begun
-        new = data[end + begun :]
-        self._read_lines += new.count(b"\n")
-        self._read_bytes += len(new)
-        return new
+    async def _keep_down(self, name: str) -> None:
+        """Switch the restart policy off, where a stop does not do that by itself."""
+        if (await self._engine.facts()).podman is None:
+            change = {"RestartPolicy": {"Name": "no"}}
+            async with self._engine.request("POST", f"containers/{name}/update", json=change):
+                pass
 
 
 def _found(state: Mapping[str, Any]) -> Found | None:
@@ -468,7 +437,7 @@ def _found(state: Mapping[str, Any]) -> Found | None:
     if state["Status"] == "created":
         return None
     started_at = _instant(state["StartedAt"])
-    if state["Status"] not in {"exited", "dead", "stopped"}:
+    if state["Status"] not in _ENDED:
         return Running(started_at=started_at)
     end = Ended.by_code(
         state["ExitCode"],
@@ -479,7 +448,7 @@ def _found(state: Mapping[str, Any]) -> Found | None:
         return replace(end, reason=Reason.OOM_KILLED, message="killed for want of memory")
     if end.exit_code in _NOT_EXECUTED:
         # The init in the container starts the command, so the engine has seen no failure.
-        return replace(end, message=f"{end.message} (it ran {state['Path']})")
+        return replace(end, message=f"{end.message} (it ran {state['Program']})")
     return end
 
 
@@ -491,13 +460,3 @@ def _instant(text: str) -> Instant:
     moment = datetime.fromisoformat(match["moment"] + match["zone"].replace("Z", "+00:00"))
     fraction = (match["fraction"] or "").ljust(9, "0")
     return Instant(int(moment.timestamp()) * NANOSECONDS_PER_S + int(fraction))
-
-
-def _log_config(version: Mapping[str, Any], log_bytes_max: int) -> Mapping[str, Any]:
-    """Return how an engine of this `version` is told to keep a log; Podman has its own way."""
-    components = version.get("Components") or ()
-    if any(it.get("Name", "").startswith("Podman") for it in components):
-        return {"Type": "k8s-file"}
-    files = 4
-    size = {"max-size": str(log_bytes_max // files), "max-file": str(files)}
-    return {"Type": "local", "Config": size}

@@ -29,6 +29,9 @@ _PORT: Final = re.compile(
     """,
     re.VERBOSE,
 )
+_CDI_GPU: Final = "nvidia.com/gpu"
+_PODMAN_CDI: Final = (5, 4)
+"""The first Podman whose API honours a device request by CDI name; older ones drop it silently."""
 _ENGINE_NETWORKS: Final = re.compile(r"|default|bridge|host|none|container:.*")
 
 
@@ -54,14 +57,17 @@ def create_body(
     service: bool,
     node_id: str,
     log_config: Mapping[str, Any] | None,
+    podman: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Return the body of the engine's create call, with every key of `container` in it.
 
     `container_name` cannot name the container, whose name is the run's: it is a label, and an
-    alias in a network of the user's own. A restart policy counts for services only.
+    alias in a network of the user's own. A restart policy counts for services only. `podman` is
+    the engine's version where it is Podman.
 
     Raises:
-        StartError: START_FAILED; a value that the engine has no form for.
+        StartError: START_FAILED, a value that the engine has no form for; UNSUPPORTED, devices
+            that it cannot give.
     """
     volumes = [volume for volume in container.volumes if ":" in volume]
     ports = [_port(text) for text in container.ports]
@@ -88,7 +94,10 @@ def create_body(
             "Tmpfs": dict(_split(mount) for mount in container.tmpfs),
             "PortBindings": _bindings(pair for pairs in ports for pair in pairs),
             "Devices": [_device(text) for text in container.devices],
-            "DeviceRequests": [_device_request(it) for it in container.devices_reserved],
+            "DeviceRequests": [
+                _device_request(it) if podman is None else _cdi_request(it, podman)
+                for it in container.devices_reserved
+            ],
             "Privileged": container.privileged,
             "CapAdd": list(container.cap_add),
             "CapDrop": list(container.cap_drop),
@@ -185,6 +194,27 @@ def _device_request(it: DeviceReservation) -> dict[str, Any]:
         "Count": -1 if everything else it.count,
         "DeviceIDs": list(it.device_ids),
         "Capabilities": [list(it.capabilities)],
+    }
+
+
+def _cdi_request(it: DeviceReservation, podman: tuple[int, int]) -> dict[str, Any]:
+    """Return a reservation in Podman's form: it knows GPUs by the names of their CDI file only."""
+    if podman < _PODMAN_CDI:
+        version, least = (".".join(map(str, them)) for them in (podman, _PODMAN_CDI))
+        raise StartError(
+            Reason.UNSUPPORTED,
+            f"Podman {version} leaves out devices that are asked for over its API; GPUs need"
+            f" Podman {least} or newer",
+        )
+    if "gpu" not in it.capabilities or it.driver not in {"", "nvidia", "cdi"}:
+        wanted = ", ".join(filter(None, (it.driver, *it.capabilities)))
+        raise StartError(
+            Reason.UNSUPPORTED, f"devices: Podman can reserve NVIDIA GPUs alone, not {wanted}"
+        )
+    which = it.device_ids or tuple(str(index) for index in range(max(it.count, 0))) or ("all",)
+    return {
+        "Driver": "cdi",
+        "DeviceIDs": [f"{_CDI_GPU}={name.removeprefix(f'{_CDI_GPU}=')}" for name in which],
     }
 
 

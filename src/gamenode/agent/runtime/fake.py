@@ -1,6 +1,7 @@
 """A runtime without processes, for tests and the simulator: a step's environment steers it.
 
 FAKE_PREPARE_S      how long it takes to fetch what a start needs, in seconds (0)
+FAKE_PULL_BYTES     how much that is, told in four equal parts
 FAKE_START_S        how long a start takes, in seconds (0)
 FAKE_START_ERROR    the start fails with this message
 FAKE_DURATION_S     how long the run lasts, in seconds (a task 0, a service without end)
@@ -17,12 +18,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from signal import SIGKILL, SIGTERM
+from typing import Final
 
 from gamenode.agent.runtime import (
     BLOCK_BYTES_MAX,
     Ended,
     Found,
     LogBlock,
+    Progress,
+    Pull,
     RunKey,
     Running,
     StartError,
@@ -31,6 +35,8 @@ from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import LogPosition, LogStream
 from gamenode.domain.pipeline import ContainerSpec, Reason
 from gamenode.lib.clock import Clock, Instant, after
+
+_PULL_PARTS: Final = 4
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -151,9 +157,17 @@ class FakeRuntime:
         """Return nothing: it honours nothing and refuses nothing."""
         return ()
 
-    async def prepare(self, container: ContainerSpec) -> None:
+    async def prepare(self, container: ContainerSpec, *, progress: Progress) -> None:
         """Wait as the environment says."""
-        await self._host.sleep(float(container.environment.get("FAKE_PREPARE_S", "0")))
+        whole_s = float(container.environment.get("FAKE_PREPARE_S", "0"))
+        total_bytes = int(container.environment.get("FAKE_PULL_BYTES", "0"))
+        if not total_bytes:
+            await self._host.sleep(whole_s)
+            return
+        for part in range(_PULL_PARTS):
+            done_bytes = total_bytes * part // _PULL_PARTS
+            progress(Pull(image=container.image, done_bytes=done_bytes, total_bytes=total_bytes))
+            await self._host.sleep(whole_s / _PULL_PARTS)
 
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Start `run` as its environment says."""
@@ -222,6 +236,9 @@ class FakeRuntime:
     async def runs(self) -> Mapping[RunKey, Found]:
         """Return every run of the host."""
         return {run: self._found(run) for run in self._host.runs()}
+
+    async def tidy(self) -> None:
+        """Do nothing: it fetches nothing."""
 
     async def problem(self) -> str:
         """Return nothing: there is no engine that could be down."""

@@ -25,6 +25,7 @@ from gamenode.agent.runtime import (
     Ended,
     Found,
     LogBlock,
+    Progress,
     RunKey,
     Running,
     StartError,
@@ -106,7 +107,7 @@ class ProcessRuntime:
         """Return the keys that plain processes cannot honour on this host."""
         return spec.unsupported(container, self._tools)
 
-    async def prepare(self, container: ContainerSpec) -> None:
+    async def prepare(self, container: ContainerSpec, *, progress: Progress) -> None:
         """Do nothing: everything is on the host."""
 
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
@@ -312,6 +313,9 @@ class ProcessRuntime:
             self._filling = asyncio.get_running_loop().run_in_executor(
                 self._threads, self._supervisors.fill, self._groups
             )
+
+    async def tidy(self) -> None:
+        """Do nothing: it fetches nothing."""
 
     async def problem(self) -> str:
         """Return nothing: there is no engine that could be down."""

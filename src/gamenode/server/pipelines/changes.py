@@ -89,13 +89,14 @@ def _apply_step(
     if result.outcome is not ReportOutcome.APPLIED:
         return result
     skipped = report.reason is Reason.SKIPPED
+    attempt = step.attempt if skipped else report.attempt or row.granted_from
     values = {
         "status": report.status,
         "reason": report.reason,
         "message": report.message,
         "exit_code": report.exit_code,
         "signal": report.signal,
-        "attempt": step.attempt if skipped else report.attempt or row.granted_from,
+        "attempt": attempt,
         "run": step.run if skipped else report.run or 1,
         "started_at": report.started_at or step.started_at,
         "ended_at": (report.ended_at or now) if report.status.terminal else None,
@@ -114,7 +115,9 @@ def _apply_step(
             status=Status.RUNNING,
             data={"name": pipeline.name},
         )
-    _append_step(conn, pipeline, report.step, report, values["attempt"], now)
+    further_pull = step.reason is report.reason is Reason.PULLING and step.attempt == attempt
+    if not further_pull:
+        _append_step(conn, pipeline, report.step, report, attempt, now)
     return result
 
 

@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from tests.support.engine import IMAGE, Engine, image, running_engine
 from tests.support.runtimes import ends, first_block, new_run, opened, whole_log
 
+from gamenode.agent.conditions import ConditionSettings, HostConditions
 from gamenode.agent.runtime import Ended, RunKey, StartError
-from gamenode.agent.runtime.docker import _found, _Frames, _instant, _Skip
+from gamenode.agent.runtime.docker import _found, _instant
+from gamenode.agent.runtime.docker_engine import EngineFacts
+from gamenode.agent.runtime.docker_log import Frames, Skip, log_config
 from gamenode.agent.runtime.docker_spec import container_name, create_body, run_of
 from gamenode.domain.log import LogPosition, LogStream
+from gamenode.domain.node import ConditionType
 from gamenode.domain.pipeline import (
     ContainerSpec,
     DeviceReservation,
@@ -25,12 +29,17 @@ from gamenode.domain.pipeline import (
     Reason,
     Ulimit,
 )
+from gamenode.lib.clock import ClockSettings, ClockWatch
 
 RUN = RunKey("0190-ab", "game", 2, 3)
 
 
-def body_of(container: ContainerSpec, *, service: bool = False) -> dict[str, Any]:
-    return create_body(RUN, container, service=service, node_id="fra-07", log_config=None)
+def body_of(
+    container: ContainerSpec, *, service: bool = False, podman: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    return create_body(
+        RUN, container, service=service, node_id="fra-07", log_config=None, podman=podman
+    )
 
 
 def test_a_container_is_named_and_labelled_after_its_run() -> None:
@@ -145,6 +154,96 @@ def test_commands_are_one_shells() -> None:
     assert "Cmd" not in body
 
 
+@pytest.mark.parametrize(
+    ("reservation", "docker", "podman"),
+    [
+        (
+            DeviceReservation(capabilities=("gpu",)),
+            {"Driver": "", "Count": -1, "DeviceIDs": [], "Capabilities": [["gpu"]]},
+            ["nvidia.com/gpu=all"],
+        ),
+        (
+            DeviceReservation(capabilities=("gpu", "utility"), count=2, driver="nvidia"),
+            {
+                "Driver": "nvidia",
+                "Count": 2,
+                "DeviceIDs": [],
+                "Capabilities": [["gpu", "utility"]],
+            },
+            ["nvidia.com/gpu=0", "nvidia.com/gpu=1"],
+        ),
+        (
+            DeviceReservation(capabilities=("gpu",), device_ids=("GPU-1", "nvidia.com/gpu=0")),
+            {
+                "Driver": "",
+                "Count": 0,
+                "DeviceIDs": ["GPU-1", "nvidia.com/gpu=0"],
+                "Capabilities": [["gpu"]],
+            },
+            ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=0"],
+        ),
+    ],
+)
+def test_gpus_are_asked_for_as_each_engine_knows_them(
+    reservation: DeviceReservation, docker: dict[str, Any], podman: list[str]
+) -> None:
+    container = ContainerSpec(image="x", devices_reserved=(reservation,))
+    assert body_of(container)["HostConfig"]["DeviceRequests"] == [docker]
+    by_name = body_of(container, podman=(5, 4))["HostConfig"]["DeviceRequests"]
+    assert by_name == [{"Driver": "cdi", "DeviceIDs": podman}]
+
+
+@pytest.mark.parametrize(
+    ("reservation", "podman", "advice"),
+    [
+        (DeviceReservation(capabilities=("gpu",)), (4, 3), "Podman 5.4 or newer"),
+        (DeviceReservation(capabilities=("tpu",)), (5, 4), "NVIDIA GPUs alone, not tpu"),
+        (DeviceReservation(capabilities=("gpu",), driver="amd"), (5, 4), "not amd, gpu"),
+    ],
+)
+def test_devices_that_podman_would_leave_out_fail_the_start(
+    reservation: DeviceReservation, podman: tuple[int, int], advice: str
+) -> None:
+    with pytest.raises(StartError, match=advice) as caught:
+        body_of(ContainerSpec(image="x", devices_reserved=(reservation,)), podman=podman)
+    assert caught.value.reason is Reason.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("podman", "drivers", "kind"),
+    [
+        (None, {"local", "json-file"}, "local"),
+        (None, {"json-file"}, None),
+        ((4, 3), {"k8s-file", "journald"}, "k8s-file"),
+        ((4, 3), {"journald"}, None),
+    ],
+)
+def test_a_log_is_kept_where_every_byte_comes_back(
+    podman: tuple[int, int] | None, drivers: set[str], kind: str | None
+) -> None:
+    facts = EngineFacts(podman=podman, log_drivers=frozenset(drivers), root=Path("/"))
+    config = log_config(facts, 4096)
+    assert (config["Type"] if config else None) == kind
+
+
+@pytest.mark.docker
+async def test_a_log_that_an_engine_may_change_says_so_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gamenode.agent.runtime.docker.log_config", lambda *_: None)
+    host, run = engine.host("fra-10"), new_run()
+    async with opened(host) as runtime:
+        await runtime.start(run, host.step(prints=b"a\nb\n"), service=False)
+        await ends(runtime, run)
+        log = await whole_log(runtime, run)
+        rest = await whole_log(runtime, run, LogPosition(stdout_bytes=2, stdout_lines=1))
+        shown = json.loads(engine.docker("inspect", container_name(run)))[0]
+    assert shown["HostConfig"]["LogConfig"]["Type"] == "json-file"  # the engine's own choice
+    assert log[LogStream.GAMENODE].startswith(b"inexact: ")
+    assert log[LogStream.STDOUT] == b"a\nb\n"
+    assert rest == {LogStream.STDOUT: b"b\n"}
+
+
 @pytest.mark.parametrize("port", ["", "x", "1:2:3", "1-3:1-2", "80/icmp"])
 def test_what_is_no_port_is_said_before_anything_starts(port: str) -> None:
     with pytest.raises(StartError, match="ports"):
@@ -173,7 +272,7 @@ def test_want_of_memory_is_told_from_a_kill(code: int, killed: bool, reason: Rea
             "OOMKilled": killed,
             "StartedAt": "2026-01-01T00:00:00Z",
             "FinishedAt": "2026-01-01T00:00:01Z",
-            "Path": "x",
+            "Program": "x",
         }
     )
     assert isinstance(end, Ended)
@@ -188,7 +287,7 @@ def test_frames_come_apart_however_they_are_cut(frames: list[tuple[int, bytes]],
     sent = b"".join(
         bytes((stream, 0, 0, 0)) + len(text).to_bytes(4) + text for stream, text in frames
     )
-    taker = _Frames()
+    taker = Frames()
     got: dict[LogStream, bytes] = {LogStream.STDOUT: b"", LogStream.STDERR: b""}
     for start in range(0, len(sent), size):
         for stream, text in taker.blocks(sent[start : start + size]):
@@ -201,7 +300,7 @@ def test_frames_come_apart_however_they_are_cut(frames: list[tuple[int, bytes]],
 def test_what_was_read_is_skipped_to_the_byte(text: bytes, data: st.DataObject) -> None:
     read = data.draw(st.integers(0, len(text)))
     cut = data.draw(st.integers(0, len(text)))
-    skip = _Skip(text[:read].count(b"\n"), read)
+    skip = Skip(text[:read].count(b"\n"), read)
     for _ in range(2):  # the second time after the engine ended its log
         assert skip.rest(text[:cut]) + skip.rest(text[cut:]) == text[read:]
         assert not skip.missing
@@ -225,7 +324,7 @@ async def test_an_image_that_is_not_to_be_had_is_said(engine: Engine) -> None:
 async def test_a_container_that_a_crash_left_unstarted_is_taken_up(engine: Engine) -> None:
     run = new_run()
     step = ContainerSpec(image=IMAGE, command=("echo", "once"))
-    body = create_body(run, step, service=False, node_id="fra-02", log_config=None)
+    body = create_body(run, step, service=False, node_id="fra-02", log_config=None, podman=None)
     args = [f"--label={name}={value}" for name, value in body["Labels"].items()]
     engine.docker("create", "--name", container_name(run), *args, IMAGE, "echo", "once")
     async with opened(engine.host("fra-02")) as runtime:
@@ -294,5 +393,44 @@ async def test_a_wait_outlives_a_restart_of_the_engine(tmp_path: Path) -> None:
             await asyncio.to_thread(engines.enter_context, running_engine(tmp_path))
             assert (await waiting).signal is not None
             assert await whole_log(runtime, run) == {LogStream.STDOUT: b"up\n"}
+    finally:
+        await asyncio.to_thread(engines.close)
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("engine")  # it says whether this machine can run one
+async def test_a_run_and_its_log_outlive_a_kill_of_the_engine(tmp_path: Path) -> None:
+    run, engines = new_run(), ExitStack()
+
+    def start() -> Engine:
+        return engines.enter_context(running_engine(tmp_path, live_restore=True))
+
+    try:
+        first = await asyncio.to_thread(start)
+        first.docker("import", "-", IMAGE, stdin=image())
+        host = first.host("fra-09")
+        count = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i; sleep 0.01; done"
+        step = ContainerSpec(image=IMAGE, commands=(count,))
+        async with asyncio.timeout(60.0), opened(host) as runtime:
+            conditions = HostConditions(
+                tmp_path, runtime, ClockWatch(host.clock, ClockSettings()), ConditionSettings()
+            )
+            await runtime.start(run, step, service=False)
+            await first_block(runtime, run)
+            waiting = asyncio.ensure_future(ends(runtime, run))
+            reading = asyncio.ensure_future(whole_log(runtime, run))
+            assert ConditionType.ENGINE_DOWN not in await conditions.look()
+
+            first.kill()
+            assert ConditionType.ENGINE_DOWN in await conditions.look()
+            finding = asyncio.ensure_future(runtime.find(run))
+            await asyncio.to_thread(start)
+
+            assert ConditionType.ENGINE_DOWN not in await conditions.look()
+            assert await finding is not None
+            assert (await waiting).exit_code == 0
+            lines = "".join(f"line {number}\n" for number in range(1, 201))
+            assert await reading == {LogStream.STDOUT: lines.encode()}
+            assert await whole_log(runtime, run) == {LogStream.STDOUT: lines.encode()}
     finally:
         await asyncio.to_thread(engines.close)
