@@ -191,8 +191,8 @@ async def dispatched(plane: ControlPlane, agent: FakeAgent, file: str = FILE) ->
 async def acknowledged(plane: ControlPlane, pipeline_id: str) -> None:
     async def is_acknowledged() -> bool:
         await plane.dispatcher.sweep()  # it writes down what no report has said by then
-        owed, _ = await plane.service.owed_nodes()
-        unacknowledged = await plane.service.unacknowledged(list(owed), 100)
+        owed = await plane.service.owed_nodes()
+        unacknowledged = await plane.service.unacknowledged(list(owed.dispatches), 100)
         return all(dispatch.pipeline_id != pipeline_id for _, dispatch in unacknowledged)
 
     await until(is_acknowledged, timeout_s=5.0, every_s=0.005)

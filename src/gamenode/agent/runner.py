@@ -29,6 +29,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Dispatch,
     ExecuteOrder,
+    ExtendOrder,
     GrantedStep,
     OrderAnswer,
     OrderOutcome,
@@ -82,6 +83,35 @@ class RunnerSettings:
     """How much of what a runtime says of an end is reported."""
 
 
+class _Deadline:
+    """When a pipeline's own limit is reached; it can be moved until then."""
+
+    def __init__(self) -> None:
+        """Have none yet."""
+        self.passed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, left_s: float) -> None:
+        """Have it pass in `left_s`; at once, so that what begins next finds it, if none is left."""
+        if left_s <= 0:
+            self.passed.set()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self.passed.set)
+
+    def move(self, by_s: float) -> None:
+        """Put it off by `by_s`; nothing where there is none, or it has passed."""
+        if self._timer is not None and not self.passed.is_set():
+            left_s = self._timer.when() - asyncio.get_running_loop().time()
+            self._timer.cancel()
+            self.start(left_s + by_s)
+
+    def stop(self) -> None:
+        """Have none any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 @dataclass(slots=True)
 class _Work:
     """One dispatch while it is held."""
@@ -100,6 +130,23 @@ class _Work:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     failed: Outcome | None = None
     """The end that decides the pipeline's, once a step went wrong."""
+    deadline: _Deadline = field(default_factory=_Deadline)
+    extended_s: float = 0.0
+    """By how much its limits have been extended, in all."""
+    journaled_extended_s: float = 0.0
+    extended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set, and replaced, whenever that grows."""
+
+    def limit_s(self, timeout_s: float | None) -> float | None:
+        """Return a limit of the order as it is now."""
+        return None if timeout_s is None else timeout_s + self.extended_s
+
+    def extend(self, extended_s: float) -> None:
+        """Let every limit grow to what `extended_s` in all makes of it."""
+        self.deadline.move(extended_s - self.extended_s)
+        self.extended_s = extended_s
+        before, self.extended = self.extended, asyncio.Event()
+        before.set()
 
 
 class Runner:
@@ -159,6 +206,9 @@ class Runner:
                     return await self._execute(order)
             case CancelOrder():
                 return await self.cancel(order)
+            case ExtendOrder():
+                async with self._turn(order.dispatch):
+                    return await self._extend(order)
             case StateOrder():
                 return await self._change_state(order)
 
@@ -196,6 +246,28 @@ class Runner:
             await self._journal.cancel(work.cancel)
             work.journaled_cancel = work.cancel
             return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
+
+    async def _extend(self, order: ExtendOrder) -> OrderAnswer:
+        """Let a dispatch take longer; what its time was up for already is not undone (F8)."""
+        work = self._works.get(order.dispatch)
+        if work is None or work.order is None or work.ended.is_set():
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason="NOT_HELD",
+                message="it does not run here",
+            )
+        if work.deadline.passed.is_set():
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED, reason=Reason.TIMEOUT, message="its time was up"
+            )
+        if order.extended_s <= work.journaled_extended_s:
+            return OrderAnswer(outcome=OrderOutcome.REPEATED)
+        # In memory first: a full disk must not let its time run out.
+        if order.extended_s > work.extended_s:
+            work.extend(order.extended_s)
+        await self._journal.extend(order)
+        work.journaled_extended_s = order.extended_s
+        return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
 
     def release(self, dispatch: Dispatch) -> None:
         """Forget a dispatch: the server has its end on disk."""
@@ -317,7 +389,14 @@ class Runner:
                 )
         first = _first_key(order)
         now = self._clock.now()
-        work = _Work(order.dispatch, order, now, fresh=first)
+        work = _Work(
+            order.dispatch,
+            order,
+            now,
+            fresh=first,
+            extended_s=order.extended_s,
+            journaled_extended_s=order.extended_s,
+        )
         if first is not None:
             work.tries[first] = Try(key=first)
         # In the table before the journal answers: a statement made meanwhile must not leave it out.
@@ -352,6 +431,8 @@ class Runner:
             tries={made.key: made for made in held.tries},
             cancel=held.cancel,
             journaled_cancel=held.cancel,
+            extended_s=held.order.extended_s if held.order else 0.0,
+            journaled_extended_s=held.order.extended_s if held.order else 0.0,
         )
         if held.cancel is not None:
             work.cancelled.set()
@@ -388,15 +469,12 @@ class Runner:
                 return
 
     async def _run_steps(self, work: _Work, order: ExecuteOrder) -> None:
-        overdue = asyncio.Event()
-        timer = None
-        if order.timeout_s is not None and work.accepted_at is not None:
+        work.deadline = _Deadline()
+        overdue = work.deadline.passed
+        limit_s = work.limit_s(order.timeout_s)
+        if limit_s is not None and work.accepted_at is not None:
             elapsed_s = (self._clock.now() - work.accepted_at) / NANOSECONDS_PER_S
-            left_s = order.timeout_s - elapsed_s
-            if left_s <= 0:
-                overdue.set()  # now: what begins next must find it
-            else:
-                timer = asyncio.get_running_loop().call_later(left_s, overdue.set)
+            work.deadline.start(limit_s - elapsed_s)
         work.failed = None
         try:
             for step in order.steps:
@@ -404,7 +482,7 @@ class Runner:
                     work.failed = Outcome(
                         status=Status.FAILED,
                         reason=Reason.TIMEOUT,
-                        message=_timeout_message("pipeline", order.timeout_s),
+                        message=_timeout_message("pipeline", work.limit_s(order.timeout_s)),
                     )
                 if _wanted(step, work):
                     await self._run_step(work, step, overdue)
@@ -412,8 +490,7 @@ class Runner:
                     skipped = Outcome(status=Status.CANCELLED, reason=Reason.SKIPPED)
                     self._report(work, step, skipped, step.first_attempt)
         finally:
-            if timer is not None:
-                timer.cancel()
+            work.deadline.stop()
 
     async def _run_step(self, work: _Work, step: GrantedStep, overdue: asyncio.Event) -> None:
         """Try a step until it goes well, no try is left, or nobody wants it any more."""
@@ -529,13 +606,15 @@ class Runner:
         timeout_s = step.timeout_s
         if timeout_s is not None and adopted and running.started_at is not None:
             # Its start was before ours, so the wall clock has to say how long ago.
-            elapsed_s = (self._clock.now() - running.started_at) / NANOSECONDS_PER_S
-            timeout_s = max(0.0, timeout_s - elapsed_s)
+            timeout_s -= (self._clock.now() - running.started_at) / NANOSECONDS_PER_S
         service = step.type is StepType.SERVICE
         ending = asyncio.ensure_future(self._runtime.wait(key))
         try:
-            wait_s = self._settings.service_settle_s if service else timeout_s
-            await _first_of([ending, *limits.waits()], timeout_s=wait_s)
+            if service:
+                settle_s = self._settings.service_settle_s
+                await _first_of([ending, *limits.waits()], timeout_s=settle_s)
+            else:
+                await self._until_due(ending, limits, timeout_s)
             if ending.done():
                 outcome = _outcome_of(ending.result())
                 if service and outcome.status is Status.COMPLETED:
@@ -550,7 +629,7 @@ class Runner:
             if why is None and service:
                 return replace(running, status=Status.COMPLETED, ended_at=self._clock.now())
             if why is None:
-                message = _timeout_message("step", step.timeout_s)
+                message = _timeout_message("step", limits.work.limit_s(step.timeout_s))
                 why = Outcome(status=Status.FAILED, reason=Reason.TIMEOUT, message=message)
             await self._runtime.stop(key, grace_s=step.container.stop_grace_period_s)
             ended = await ending
@@ -559,6 +638,21 @@ class Runner:
         return replace(
             _outcome_of(ended), status=why.status, reason=why.reason, message=why.message
         )
+
+    async def _until_due(
+        self, ending: asyncio.Future[Ended], limits: _Limits, timeout_s: float | None
+    ) -> None:
+        """Wait for a try's end, for what ends it, or until its own time is up, which may grow."""
+        since_s = self._clock.monotonic_s()
+        while True:
+            extended = limits.work.extended
+            limit_s = limits.work.limit_s(timeout_s)
+            left_s = None
+            if limit_s is not None:
+                left_s = max(0.0, since_s + limit_s - self._clock.monotonic_s())
+            await _first_of([ending, *limits.waits(), extended.wait()], timeout_s=left_s)
+            if ending.done() or limits.reached or not extended.is_set():
+                return
 
     async def _ended(
         self, work: _Work, key: LogKey, outcome: Outcome, *, service: KeptService | None = None
@@ -725,11 +819,11 @@ class _Limits:
                 message=work.cancel.message if work.cancel else "",
             )
         if self.overdue.is_set() and not self.overdue_before:
-            timeout_s = work.order.timeout_s if work.order else None
+            limit_s = work.limit_s(work.order.timeout_s) if work.order else None
             return Outcome(
                 status=Status.FAILED,
                 reason=Reason.TIMEOUT,
-                message=_timeout_message("pipeline", timeout_s),
+                message=_timeout_message("pipeline", limit_s),
             )
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -22,22 +22,25 @@ from gamenode.domain.command import (
 from gamenode.domain.errors import ErrorCode, GameNodeError, Violation, invalid
 from gamenode.domain.event import EventFilter, EventType
 from gamenode.domain.log import LogKey
-from gamenode.domain.node import Session
+from gamenode.domain.node import Node, Session
 from gamenode.domain.pipeline import (
     NewPipeline,
     Pipeline,
     PipelineReport,
     PipelineSpec,
+    Reason,
     Report,
     ReportOutcome,
     ReportResult,
     Status,
+    Step,
     StepReport,
     StepSpec,
     StepType,
+    first_to_repeat,
 )
 from gamenode.domain.selector import parse_selector
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, Instant
 from gamenode.lib.ids import Ids
 from gamenode.server.events.feed import EventFeed
 from gamenode.server.logs.manager import LogManager
@@ -46,6 +49,7 @@ from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.service import GamePipelineGRPCService, Prepared
+from gamenode.server.pipelines.store import Original
 from gamenode.wire.pipeline_file import parse_pipeline
 
 _ENDS: Final = EventFilter(
@@ -65,6 +69,12 @@ class PipelineSettings:
     """How many reports one transaction takes, so that nobody waits long behind it (P14)."""
     log_owners_max: int = 10_000
     """How many logs are remembered as rightly written to; then all are asked for anew."""
+    lost_fail_s: float = 15 * 60.0
+    """How long a node may be offline before its pipelines with `on_lost: fail` end."""
+    lost_sweep_interval_s: float = 2.0
+    """How often it is looked whether one has been."""
+    restarts_max: int = 16
+    """How often a pipeline with `on_lost: restart` may lose its node; then it fails."""
 
 
 class PipelineManager:
@@ -112,6 +122,36 @@ class PipelineManager:
         return await self._service.cancel(
             pipeline_id, reason=reason, force=force, by=by, now=self._clock.now()
         )
+
+    async def extend(self, pipeline_id: str, by_s: float, *, key: str, by: Actor) -> Pipeline:
+        """Let a pipeline and its steps take `by_s` longer (F8)."""
+        return await self._service.extend(pipeline_id, by_s, key=key, by=by, now=self._clock.now())
+
+    async def retry(self, pipeline_id: str, *, from_failed: bool, key: str, by: Actor) -> Pipeline:
+        """Create a pipeline that repeats one that went badly, linked to it (F12).
+
+        With `from_failed` it goes to the same node and leaves out what went well there; what is
+        left out ends as SKIPPED, and says where it was done.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND; NODE_NOT_FOUND, the node is gone; CONFLICT, it has
+                not failed and was not cancelled, it may still run where it is to go on, or the
+                idempotency key was used with other content.
+        """
+        original = await self._service.original(pipeline_id)
+        _check_repeatable(original.pipeline, from_failed=from_failed)
+        ran = await self._service.granted_steps(pipeline_id)
+        prepared = self._repeated(original, ran, from_failed=from_failed, key=key)
+        if prepared.wanted_node:
+            await self._nodes.get(prepared.wanted_node)
+        return await self._service.create(prepared, by=by, now=self._clock.now())
+
+    async def fence_node(self, node_id: str, *, reason: str, by: Actor) -> Node:
+        """Take an operator's word that a node's host is dead (RA1)."""
+        await self._service.fence_node(
+            node_id, session_id=self._ids.new(), by=by, reason=reason, now=self._clock.now()
+        )
+        return await self._nodes.fenced(node_id)
 
     async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
         """Remove a node; its agent is told so."""
@@ -271,13 +311,60 @@ class PipelineManager:
             envs_needed=frozenset(spec.envs) - request.envs.keys(),
             wanted_node=node,
             selector=selector,
-            work=ExecuteOrder(
-                dispatch=Dispatch(pipeline_id, 0),
-                name=spec.name,
-                steps=tuple(self._unbound(step) for step in steps),
-                timeout_s=spec.timeout_s,
-                envs=dict(request.envs),
+            on_lost=spec.on_lost,
+            work=self._work(pipeline_id, spec, steps, request.envs),
+        )
+
+    def _repeated(
+        self, original: Original, ran: Collection[str], *, from_failed: bool, key: str
+    ) -> Prepared:
+        """Return a pipeline as it was asked for, once more: file, args, envs and place."""
+        before = original.pipeline
+        spec = parse_pipeline(original.file)
+        steps, args = resolve(spec, before.args)
+        request = NewPipeline(
+            file=original.file,
+            args=before.args,
+            envs=original.envs,
+            node=before.node_id if from_failed and before.node_id else original.wanted_node,
+            selector=original.selector,
+            priority=before.priority,
+            idempotency_key=key,
+        )
+        carried = 0
+        if from_failed:
+            left_out = {step.name for step in before.steps} - set(ran)
+            carried = first_to_repeat(before.steps, left_out)
+        pipeline_id = self._ids.new()
+        return Prepared(
+            id=pipeline_id,
+            request=request,
+            name=spec.name,
+            args=args,
+            envs_needed=frozenset(spec.envs) - original.envs.keys(),
+            wanted_node=request.node,
+            selector=request.selector,
+            on_lost=spec.on_lost,
+            work=self._work(pipeline_id, spec, steps[carried:], original.envs),
+            retry_of=before.id,
+            carried=tuple(
+                _left_out(step, before.id, now=self._clock.now()) for step in before.steps[:carried]
             ),
+        )
+
+    def _work(
+        self,
+        pipeline_id: str,
+        spec: PipelineSpec,
+        steps: Sequence[StepSpec],
+        envs: Mapping[str, str],
+    ) -> ExecuteOrder:
+        return ExecuteOrder(
+            dispatch=Dispatch(pipeline_id, 0),
+            name=spec.name,
+            steps=tuple(self._unbound(step) for step in steps),
+            timeout_s=spec.timeout_s,
+            envs=dict(envs),
         )
 
     def _unbound(self, step: StepSpec) -> GrantedStep:
@@ -297,6 +384,42 @@ class PipelineManager:
 _SUPERSEDED: Final = Closed(
     reason=CloseReason.SUPERSEDED, message="a newer session or stream of the node took over"
 )
+
+
+def _check_repeatable(pipeline: Pipeline, *, from_failed: bool) -> None:
+    if pipeline.status not in (Status.FAILED, Status.CANCELLED):
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"pipeline {pipeline.id} is {pipeline.status}: only what failed or was cancelled can be"
+            " retried",
+            hint="to run its file once more: gamenode run",
+        )
+    if from_failed and pipeline.may_still_run:
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"pipeline {pipeline.id} may still run on node {pipeline.node_id}, to go on there",
+            hint="wait until the node has said that it ended, or retry the whole elsewhere",
+        )
+
+
+def _left_out(step: Step, original_id: str, *, now: Instant) -> Step:
+    """Return a step as the retry shows it that does not run it."""
+    message = step.message
+    if step.status is Status.COMPLETED:
+        message = f"completed in pipeline {original_id}"
+    return replace(
+        step,
+        status=Status.CANCELLED,
+        reason=Reason.SKIPPED,
+        message=message,
+        exit_code=None,
+        signal=None,
+        attempt=0,
+        run=0,
+        started_at=None,
+        ended_at=now,
+        instance_id="",
+    )
 
 
 def _check_envs(spec: PipelineSpec, request: NewPipeline) -> None:
