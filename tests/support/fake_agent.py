@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tests.support.plane import USER, ControlPlane, registration
 from tests.support.time import until
 
