@@ -506,18 +506,25 @@ class Runner:
                     continue  # the next one has begun, and must be looked after
             else:
                 outcome = await self._try(work, step, key, limits)
-            last = number + 1 == step.attempts
-            if outcome.status is not Status.FAILED or last or limits.reached:
-                await self._report_end(work, step, key, outcome)
-                if outcome.status is not Status.COMPLETED and work.failed is None:
-                    work.failed = outcome
-                return
-            retrying = replace(
-                outcome, status=Status.RUNNING, reason=Reason.RETRYING, ended_at=None
-            )
-            self._report(work, step, retrying, key.attempt)
-            wait_s = min(step.backoff_s * 2.0**number, self._settings.backoff_s_max)
-            await _first_of(limits.waits(), timeout_s=wait_s)
+            if outcome.status is Status.FAILED and number + 1 < step.attempts:
+                if not limits.reached:
+                    retrying = replace(
+                        outcome, status=Status.RUNNING, reason=Reason.RETRYING, ended_at=None
+                    )
+                    self._report(work, step, retrying, key.attempt)
+                    wait_s = min(step.backoff_s * 2.0**number, self._settings.backoff_s_max)
+                    await _first_of(limits.waits(), timeout_s=wait_s)
+                why = limits.outcome()
+                if why is None:
+                    continue
+                # It has tries left, so it ends for what keeps it from them (rule RA5).
+                outcome = replace(
+                    outcome, status=why.status, reason=why.reason, message=why.message
+                )
+            await self._report_end(work, step, key, outcome)
+            if outcome.status is not Status.COMPLETED and work.failed is None:
+                work.failed = outcome
+            return
 
     async def _try(self, work: _Work, step: GrantedStep, key: LogKey, limits: _Limits) -> Outcome:
         """Make one try, or adopt the one that the journal knows; return its end, on disk."""

@@ -23,6 +23,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Dispatch,
     ExecuteOrder,
+    ExtendOrder,
     GrantedStep,
     OrderOutcome,
     StateOrder,
@@ -119,6 +120,10 @@ class Full(Journal):
         await asyncio.sleep(0.1)
         await self._fail()
         await super().cancel(order)
+
+    async def extend(self, order: ExtendOrder) -> None:
+        await self._fail()
+        await super().extend(order)
 
     async def obey(self, version: int, maintenance: Maintenance) -> None:
         await self._fail()
@@ -597,6 +602,79 @@ async def test_a_step_timeout_ends_the_step(tmp_path: Path) -> None:
         assert await node.ended() is Status.FAILED
         assert node.step().reason is Reason.TIMEOUT
         assert node.clock.monotonic_s() < 5.0 + STOP_GRACE_S + 5.0
+
+
+def extend(extended_s: float) -> ExtendOrder:
+    return ExtendOrder(dispatch=DISPATCH, extended_s=extended_s)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("limit", ["step", "pipeline"])
+@virtual_time
+async def test_an_extension_moves_a_limit_while_it_is_waited_for(
+    tmp_path: Path, limit: str, restarts: bool
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        step_s, whole_s = (3.0, None) if limit == "step" else (None, 3.0)
+        await node.runner.take(order(step(duration_s=99, timeout_s=step_s), timeout_s=whole_s))
+        await node.started()
+        await asyncio.sleep(2.0)
+        for extended_s in (1.0, 10.0):
+            answer = await node.runner.take(extend(extended_s))
+            assert answer.outcome is OrderOutcome.ACCEPTED
+        for late in (1.0, 10.0):  # a total: a late or doubled one changes nothing
+            answer = await node.runner.take(extend(late))
+            assert answer.outcome is OrderOutcome.REPEATED
+        if restarts:
+            await node.restart()
+        await asyncio.sleep(10.0)
+        assert node.end() is None
+        assert await node.ended() is Status.FAILED
+        assert 13.0 <= node.clock.monotonic_s() < 13.5 + STOP_GRACE_S
+        end = node.end()
+        assert end is not None
+        assert end.reason is Reason.TIMEOUT
+        assert end.message == f"ended: the {limit}'s timeout of 13 s had passed"
+        assert (node.step().status, node.step().reason) == (Status.FAILED, Reason.TIMEOUT)
+
+
+@virtual_time
+async def test_an_extension_comes_with_an_order_that_is_sent_again(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        longer = replace(order(step(duration_s=99, timeout_s=3.0)), extended_s=10.0)
+        await node.runner.take(longer)
+        await node.restart()
+        assert (await node.runner.take(extend(10.0))).outcome is OrderOutcome.REPEATED
+        assert await node.ended() is Status.FAILED
+        assert node.clock.monotonic_s() >= 13.0
+
+
+@virtual_time
+async def test_what_is_over_or_not_held_is_not_extended(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        answer = await node.runner.take(extend(1.0))
+        assert (answer.outcome, answer.reason) == (OrderOutcome.REFUSED, "NOT_HELD")
+        await node.runner.take(order(step(duration_s=99, ignore_stop=1), timeout_s=3.0))
+        await asyncio.sleep(4.0)  # it is being ended
+        answer = await node.runner.take(extend(1.0))
+        assert (answer.outcome, answer.reason) == (OrderOutcome.REFUSED, Reason.TIMEOUT)
+        assert await node.ended() is Status.FAILED
+        answer = await node.runner.take(extend(1.0))
+        assert (answer.outcome, answer.reason) == (OrderOutcome.REFUSED, "NOT_HELD")
+
+
+@virtual_time
+async def test_an_extension_that_cannot_be_journaled_holds_and_comes_again(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=8, timeout_s=3.0)))
+        node.journal.error_code = sqlite3.SQLITE_FULL
+        with pytest.raises(sqlite3.OperationalError):
+            await node.runner.take(extend(10.0))
+        node.journal.error_code = 0
+        assert (await node.runner.take(extend(10.0))).outcome is OrderOutcome.ACCEPTED
+        assert await node.ended() is Status.COMPLETED
 
 
 @virtual_time

@@ -188,7 +188,7 @@ def _end(
             pipeline_id=row.id,
             step=step.name,
             status=status if began else Status.CANCELLED,
-            reason=reason if began or status is Status.CANCELLED else Reason.SKIPPED,
+            reason=reason if began else Reason.SKIPPED,
             message=message if began else "",
         )
         store.set_step(
