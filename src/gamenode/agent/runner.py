@@ -378,16 +378,7 @@ class Runner:
                 reason="BUSY",
                 message=f"{self._settings.pipelines_max} pipelines are held already",
             )
-        for step in order.steps:
-            unsupported = self._runtime.unsupported(step.container)
-            if unsupported:
-                return OrderAnswer(
-                    outcome=OrderOutcome.REFUSED,
-                    reason=Reason.UNSUPPORTED,
-                    message=f"step {step.name}: the {self._runtime.name} runtime of this node"
-                    f" does not support {', '.join(unsupported)}",
-                )
-        first = _first_key(order)
+        first = _first_key(order) if self._unsupported(order) is None else None
         now = self._clock.now()
         work = _Work(
             order.dispatch,
@@ -476,6 +467,10 @@ class Runner:
             elapsed_s = (self._clock.now() - work.accepted_at) / NANOSECONDS_PER_S
             work.deadline.start(limit_s - elapsed_s)
         work.failed = None
+        unsupported = self._unsupported(order)
+        if unsupported is not None and not work.tries:
+            self._report_unsupported(work, order, *unsupported)
+            return
         try:
             for step in order.steps:
                 if overdue.is_set() and work.failed is None:
@@ -491,6 +486,27 @@ class Runner:
                     self._report(work, step, skipped, step.first_attempt)
         finally:
             work.deadline.stop()
+
+    def _unsupported(self, order: ExecuteOrder) -> tuple[GrantedStep, Outcome] | None:
+        """Return the first step that cannot be run as it is written, and its end; or None."""
+        for step in order.steps:
+            if keys := self._runtime.unsupported(step.container):
+                message = (
+                    f"step {step.name}: the {self._runtime.name} runtime of this node does not"
+                    f" support {', '.join(keys)}"
+                )
+                return step, _not_started(Reason.UNSUPPORTED, message)
+        return None
+
+    def _report_unsupported(
+        self, work: _Work, order: ExecuteOrder, failed: GrantedStep, outcome: Outcome
+    ) -> None:
+        """Fail a step before any is started, since none of them could change that."""
+        work.failed = outcome
+        skipped = Outcome(status=Status.CANCELLED, reason=Reason.SKIPPED)
+        for step in order.steps:
+            end = outcome if step is failed else skipped
+            self._report(work, step, end, step.first_attempt)
 
     async def _run_step(self, work: _Work, step: GrantedStep, overdue: asyncio.Event) -> None:
         """Try a step until it goes well, no try is left, or nobody wants it any more."""

@@ -200,13 +200,17 @@ class PipelineManager:
     async def check_log_owner(self, key: LogKey, node_id: str) -> None:
         """Check that a node may write this log: it was granted the try (P15).
 
+        A log that it has begun stays its own, whoever makes the next attempt (rule RA4).
+
         Raises:
             GameNodeError: PERMISSION_DENIED.
         """
         owned = (key, node_id)
         if owned in self._log_owners:
             return
-        if not await self._service.is_granted(key, node_id):
+        granted = await self._service.is_granted(key, node_id)
+        begun = None if granted else await self._logs.stored(key)
+        if not granted and (begun is None or begun.node_id != node_id):
             raise GameNodeError(
                 ErrorCode.PERMISSION_DENIED,
                 f"node {node_id} was not granted try {key.attempt} of step {key.step}",
