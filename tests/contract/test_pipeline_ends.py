@@ -32,6 +32,7 @@ from gamenode.domain.command import (
     Welcome,
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError
+from gamenode.domain.log import LogKey
 from gamenode.domain.node import ConditionType
 from gamenode.domain.pipeline import Pipeline, Reason, ReportOutcome, Status
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
@@ -240,6 +241,35 @@ async def test_what_its_node_ended_begins_anew_elsewhere(
     assert (done.status, done.reason, done.message) == (Status.COMPLETED, Reason.NONE, "")
     assert (done.node_id, [one.attempt for one in done.steps]) == ("n2", [2, 2])
     assert "pipeline.restarted" in await kinds(plane, pipeline_id)
+
+
+async def test_a_log_stays_its_node_s_own_whoever_makes_the_next_attempt(
+    plane: ControlPlane,
+) -> None:
+    agent = await FakeAgent.join(plane, "n1")
+    pipeline_id = await running(plane, agent, RESTART)
+    ended = replace(
+        step(pipeline_id, Status.CANCELLED), reason=Reason.NODE_DISABLED, log_length_bytes=9
+    )
+    whole_end = replace(whole(pipeline_id, Status.CANCELLED), reason=Reason.NODE_DISABLED)
+    await agent.report(ended, whole_end)
+    await leave(plane, agent)
+    other = await FakeAgent.join(plane, "n2")
+    await plane.dispatcher.sweep()
+    await other.take()
+    first, second = (LogKey(pipeline_id, "one", attempt) for attempt in (1, 2))
+    for key, node_id, owns in (
+        (first, "n1", True),
+        (second, "n2", True),
+        (first, "n2", False),
+        (second, "n1", False),
+    ):
+        if owns:
+            await plane.pipelines.check_log_owner(key, node_id)
+            continue
+        with pytest.raises(GameNodeError) as caught:
+            await plane.pipelines.check_log_owner(key, node_id)
+        assert caught.value.code is ErrorCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize(
