@@ -66,7 +66,8 @@ def _one_of(column: ColumnElement[str], statuses: Iterable[Status]) -> ColumnEle
 
 
 def _is(column: ColumnElement[str], status: Status) -> ColumnElement[bool]:
-    return _one_of(column, [status])
+    # Not a list of one: SQLite does not see that it is what the indices say.
+    return column == literal_column(f"'{status}'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
