@@ -341,14 +341,17 @@ class NodeManager:
             known.connection.close(Closed(reason=CloseReason.REGISTER_AGAIN, message=reason))
 
     async def fenced(self, node_id: str) -> Node:
-        """Take over that a node was fenced; a stream that came up meanwhile has to go."""
-        known = self._connections.drop(node_id)
+        """Take over that a node was fenced: of its session before that nothing counts."""
         await self._refresh(node_id)
-        if known is not None and known.connection is not None:
-            known.connection.close(
-                Closed(reason=CloseReason.SUPERSEDED, message="the node was fenced")
-            )
-        return await self.get(node_id)
+        node = await self.get(node_id)
+        known = self._connections.get(node_id)
+        if known is not None and known.session.epoch < node.session_epoch:
+            self._connections.drop(node_id)
+            if known.connection is not None:
+                known.connection.close(
+                    Closed(reason=CloseReason.SUPERSEDED, message="the node was fenced")
+                )
+        return node
 
     async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
         """Return a node's newest state changes, newest first.
