@@ -81,10 +81,13 @@ def _section(name: str, section: type[Any]) -> str:
 
 
 def _words(section: type[Any]) -> Mapping[str, str]:
-    """Return the text that follows each field in the source."""
+    """Return the text that follows each field in the source, of what it inherits too."""
+    words: dict[str, str] = {}
+    for parent in section.__bases__:
+        if dataclasses.is_dataclass(parent):
+            words |= _words(parent)
     body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
     assert isinstance(body, ast.ClassDef)
-    words = {}
     for field, after in zip(body.body, body.body[1:], strict=False):
         match field, after:
             case (

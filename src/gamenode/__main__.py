@@ -38,6 +38,7 @@ _DEV_CHILD: Final = "GAMENODE_DEV_CHILD"
 SERVER_SECTIONS: Final = frozenset(
     {
         "server",
+        "clock",
         "database",
         "access",
         "api",
@@ -49,6 +50,7 @@ SERVER_SECTIONS: Final = frozenset(
         "inventories",
         "dispatch",
         "pipelines",
+        "verifier",
         "logs",
         "log_reading",
         "log_followers",
@@ -64,6 +66,7 @@ AGENT_SECTIONS: Final = frozenset(
         "link",
         "session",
         "conditions",
+        "clock",
         "collector",
         "inventory",
         "runner",
@@ -116,7 +119,10 @@ def server_command(config: Path | None, database: str | None, **flags: object) -
 @click.option("--runtime", type=click.Choice(["auto", "docker", "process"]))
 @click.option("--log-level", type=click.Choice(_LOG_LEVELS))
 def agent_command(config: Path | None, **flags: object) -> None:
-    """Run the agent of this host. On SIGTERM it leaves; what it started goes on."""
+    """Run the agent of this host. On SIGTERM it leaves; what it started goes on.
+
+    What steps may have of the host, its owner says in /etc/gamenode/policy.toml.
+    """
     from gamenode.agent.settings import AgentSettings  # noqa: PLC0415 - see the module
 
     settings = _settings(AgentSettings, config, {"agent": flags}, foreign=SERVER_SECTIONS)
@@ -150,7 +156,10 @@ def dev_command(
     agents: int,
     log_level: str,
 ) -> None:
-    """Run a server and its agents on this machine, for this machine alone."""
+    """Run a server and its agents on this machine, for this machine alone.
+
+    Its agents allow steps everything that you may do: no node policy is read.
+    """
     from gamenode.server.access.manager import AuthMode  # noqa: PLC0415 - see the module
     from gamenode.server.settings import ServerSettings  # noqa: PLC0415 - see the module
 
@@ -267,6 +276,7 @@ async def _serve(settings: ServerSettings) -> None:
 
 async def _act(settings: AgentSettings, *, child: bool) -> None:
     from gamenode.agent.app import Agent  # noqa: PLC0415 - see the module
+    from gamenode.agent.policy import OpenPolicy  # noqa: PLC0415 - see the module
     from gamenode.lib.clock import SystemClock  # noqa: PLC0415 - see the module
 
     stopped = _on_signals()
@@ -276,7 +286,13 @@ async def _act(settings: AgentSettings, *, child: bool) -> None:
         asyncio.get_running_loop().add_reader(0, orphaned.set)
     from random import Random  # noqa: PLC0415 - beside its use
 
-    agent = Agent(settings, clock=SystemClock(), random=Random())  # noqa: S311 - spreads retries
+    agent = Agent(
+        settings,
+        clock=SystemClock(),
+        random=Random(),  # noqa: S311 - spreads retries
+        # Under `gamenode dev` the user and the machine's owner are one.
+        policy=OpenPolicy() if child else None,
+    )
     running = agent.start()
     waits = [asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(orphaned.wait())]
     try:

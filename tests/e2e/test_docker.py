@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.support.cluster import Cluster, cluster_in, counted, counting, eventually, pipeline
+from tests.support.cluster import Cluster, Done, cluster_in, counted, counting, eventually, pipeline
 from tests.support.engine import IMAGE, Engine
 
 pytestmark = pytest.mark.docker
@@ -88,3 +88,25 @@ def test_a_service_container_lives_on(contained: Cluster, engine: Engine) -> Non
     done = contained.run(pipeline(_step("game", "sleep 600", type="service")))
     assert done.exit_code == 0, done
     assert len(_containers(engine, all_=False)) == 1
+
+
+def test_a_host_gives_what_its_policy_allows_and_nothing_else(contained: Cluster) -> None:
+    games = contained.folder / "games"
+    games.mkdir()
+    (games / "map").write_text("arena\n")
+    (games / "out").symlink_to("/etc")
+    file = contained.folder / "policy.toml"
+    file.write_text(f'[containers]\nmounts = ["{games}"]\n')
+    contained.agent("n2", "--runtime", "docker", AGENT__POLICY=str(file))
+
+    def run(volume: str) -> Done:
+        step = _step("one", "cat /data/map")
+        step["container"] |= {"volumes": [volume]}  # type: ignore[operator]
+        return contained.run(pipeline(step), "--node", "n2")
+
+    assert run(f"{games}:/data:ro").stdout == "arena\n"
+    for volume in (f"{games}/out:/data", f"{games}/../games/out:/data", "/etc:/data"):
+        done = run(volume)
+        assert done.exit_code == 3
+        assert "POLICY" in done.stderr
+        assert f"ask this node's owner: {file.name}" in done.stderr

@@ -246,3 +246,21 @@ def test_a_setting_that_nobody_knows_is_named(cluster: Cluster) -> None:
     assert done.exit_code == USAGE
     assert "GAMENODE_NODES__HEARTBEAT_INTREVAL_S" in done.stderr
     assert "did you mean nodes.heartbeat_interval_s?" in done.stderr
+
+
+def test_an_agent_obeys_its_policy_and_dev_reads_none(cluster: Cluster) -> None:
+    policy = cluster.folder / "policy.toml"
+    policy.write_text("[process]\nallowed = false\n")
+    policy.chmod(0o666)
+    done = cluster.agent_unawaited(AGENT__POLICY=str(policy)).done()
+    assert done.exit_code == USAGE
+    assert "written to by others" in done.stderr
+    assert f"chmod go-w {policy}" in done.stderr
+    policy.chmod(0o644)
+    cluster.dev(AGENT__POLICY=str(policy))
+    cluster.agent(AGENT__POLICY=str(policy))
+    file = pipeline(step("one", "echo here"))
+    assert cluster.run(file, "--node", "local").exit_code == 0
+    refused = cluster.run(file, "--node", "n1")
+    assert "runs no plain processes" in refused.stderr
+    assert "POLICY" in refused.stderr

@@ -28,6 +28,7 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.selector import Selector
+from gamenode.domain.verification import AttemptVerdict
 from gamenode.lib.clock import Instant, after
 from gamenode.server.api.app import ApiSettings, Nouns, create_api
 from gamenode.server.api.operation import Authenticate
@@ -559,6 +560,16 @@ class MemoryAudit:
         self.refused.append((operation, target, error.code))
 
 
+class MemoryVerifier:
+    """Gives the verdict that a test wants."""
+
+    def __init__(self) -> None:
+        self.verdict = AttemptVerdict(attempts=0, nodes_asked=0, nodes_absent=(), violations=())
+
+    async def verify(self) -> AttemptVerdict:
+        return self.verdict
+
+
 class MemoryErrors:
     """Reports errors to nobody."""
 
@@ -589,6 +600,7 @@ class Api:
         events: object | None = None,
     ) -> None:
         self.pipelines = MemoryPipelines()
+        self.verifier = MemoryVerifier()
         self.nodes = MemoryNodes()
         self.inventories = MemoryInventories()
         self.logs = MemoryLogs()
@@ -600,6 +612,7 @@ class Api:
         self.nouns = Nouns(
             pipeline_manager=cast("Any", self.pipelines),
             pipeline_service=cast("Any", self.pipelines),
+            verifier=cast("Any", self.verifier),
             nodes=cast("Any", self.nodes),
             inventories=cast("Any", self.inventories),
             logs=cast("Any", self.logs),

@@ -23,6 +23,7 @@ from gamenode.agent.inventory.collector import Collector, CollectorSettings
 from gamenode.agent.inventory_reporter import InventoryReporter, ReporterSettings
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import AgentStream, LinkError
+from gamenode.agent.policy import OpenPolicy, Policy
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime import Ended, RunKey
 from gamenode.agent.runtime.fake import FakeHost, FakeRuntime
@@ -43,7 +44,7 @@ from gamenode.domain.node import (
     RegistrationAnswer,
 )
 from gamenode.domain.pipeline import NewPipeline, Pipeline
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, ClockSettings, ClockWatch
 from gamenode.lib.tasks import Supervisor
 from gamenode.server.db.database import Database, DatabaseSettings
 from gamenode.server.events.feed import EventFeed, EventFeedSettings
@@ -138,6 +139,7 @@ class ControlPlane:
         settings: PlaneSettings | None = None,
     ) -> None:
         self.clock = clock
+        self.clock_watch = ClockWatch(clock, ClockSettings())
         self.settings = settings = settings or PlaneSettings()
         random = random or Random(1)
         ids = ids or CountingIds()
@@ -151,6 +153,7 @@ class ControlPlane:
         self.nodes = NodeManager(
             service=self.node_service,
             clock=clock,
+            clock_watch=self.clock_watch,
             ids=ids,
             settings=settings.nodes,
             states=StateSettings(),
@@ -202,7 +205,12 @@ class ControlPlane:
             pipelines=self.pipelines,
             logs=self._logs,
             log_service=self.log_service,
-            metrics=MetricService(self.database, clock=clock, settings=MetricSettings()),
+            metrics=MetricService(
+                self.database,
+                clock=clock,
+                clock_watch=self.clock_watch,
+                settings=MetricSettings(),
+            ),
             feed=self.feed,
             settings=RpcSettings(),
             link=AgentLink(
@@ -518,6 +526,8 @@ class NodeAgent:
         host: FakeHost | None = None,
         runner: RunnerSettings | None = None,
         session: SessionSettings | None = None,
+        policy: Policy | None = None,
+        envs: Mapping[str, str] | None = None,
     ) -> None:
         self.node_id = node_id
         self.boot_id = f"boot-of-{node_id}"
@@ -529,6 +539,8 @@ class NodeAgent:
         self._random = random or Random(2)
         self._runner_settings = runner or RunnerSettings()
         self._session_settings = session or SessionSettings()
+        self._policy = policy or OpenPolicy()
+        self._envs = envs or {}
         self.running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -548,7 +560,8 @@ class NodeAgent:
             journal=self.journal,
             uploader=self.uploader,
             reporter=self.outbox,
-            envs={},
+            envs=self._envs,
+            policy=self._policy,
             clock=self._clock,
             settings=self._runner_settings,
         )
@@ -594,5 +607,8 @@ class NodeAgent:
 
     async def _registration(self, last_session_epoch: int | None) -> Registration:
         return registration(
-            self.node_id, boot_id=self.boot_id, last_session_epoch=last_session_epoch
+            self.node_id,
+            boot_id=self.boot_id,
+            last_session_epoch=last_session_epoch,
+            env_names=frozenset(self._envs),
         )

@@ -27,6 +27,11 @@ class FakeClock:
 
     def __init__(self) -> None:
         self._passed_s = 0.0
+        self._jumped_s = 0.0
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock ahead, or back; no time passes."""
+        self._jumped_s += seconds
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
@@ -34,7 +39,8 @@ class FakeClock:
 
     def now(self) -> Instant:
         """Return the moment it is."""
-        return Instant(START_AT + round(self.monotonic_s() * NANOSECONDS_PER_S))
+        passed_s = self.monotonic_s() + self._jumped_s
+        return Instant(START_AT + round(passed_s * NANOSECONDS_PER_S))
 
     def monotonic_s(self) -> float:
         """Return how much time has passed."""

@@ -19,6 +19,7 @@ from gamenode.agent.inventory.collector import Collector, host_parts
 from gamenode.agent.inventory_reporter import Collecting, InventoryReporter
 from gamenode.agent.journal import Journal
 from gamenode.agent.link import GrpcLink, Link
+from gamenode.agent.policy import FilePolicy, Policy
 from gamenode.agent.runner import Runner
 from gamenode.agent.runtime import Runtime
 from gamenode.agent.session import Outbox, Session
@@ -27,7 +28,7 @@ from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.node import NodeType, Registration, node_id_of
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, ClockWatch
 from gamenode.lib.folder import hold_folder
 from gamenode.lib.tasks import Supervisor
 
@@ -49,6 +50,7 @@ class Agent:
         link: Link | None = None,
         collector: Collecting | None = None,
         journal: Journal | None = None,
+        policy: Policy | None = None,
         pool: Executor | None = None,
     ) -> None:
         """Open the data and put everything together.
@@ -58,7 +60,8 @@ class Agent:
         `pool` are threads that are shared with others.
 
         Raises:
-            GameNodeError: a node id or type that is none; a data folder that another agent holds.
+            GameNodeError: a node id or type that is none; a policy file that cannot be used.
+            FolderError: another agent holds the data folder, or it cannot be used.
         """
         self._settings = settings
         self._node_id = settings.agent.node_id or node_id_of(platform.node())
@@ -69,6 +72,8 @@ class Agent:
                 hint="use 1 to 63 of a-z, 0-9, dot and dash; begin and end with a letter or digit",
             )
         self._node_type = _node_type(settings.agent)
+        envs = settings.envs.values
+        policy = policy or FilePolicy(settings.agent.policy, envs=envs)
         data = settings.agent.data.absolute()
         self._lock = None if journal is not None else hold_folder(data)
         self._runtime = runtime or _make_runtime(settings.agent, data, self._node_id, clock)
@@ -88,7 +93,8 @@ class Agent:
             journal=self._journal,
             uploader=self._uploader,
             reporter=self._outbox,
-            envs=settings.envs.values,
+            envs=envs,
+            policy=policy,
             clock=clock,
             settings=settings.runner,
         )
@@ -113,7 +119,9 @@ class Agent:
             outbox=self._outbox,
             inventory=self._inventory,
             registration=self._registration,
-            conditions=HostConditions(data, self._runtime, settings.conditions).look,
+            conditions=HostConditions(
+                data, self._runtime, ClockWatch(clock, settings.clock), settings.conditions
+            ).look,
             clock=clock,
             random=random,
             settings=settings.session,

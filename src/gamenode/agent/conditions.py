@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gamenode.agent.runtime import Runtime
 from gamenode.domain.node import ConditionType
+from gamenode.lib.clock import ClockWatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +27,15 @@ class ConditionSettings:
 
 
 class HostConditions:
-    """Looks at the disk below the agent's data and at the runtime, once a heartbeat."""
+    """Looks at the disk below the agent's data, the runtime and the clock, once a heartbeat."""
 
-    def __init__(self, data: Path, runtime: Runtime, settings: ConditionSettings) -> None:
+    def __init__(
+        self, data: Path, runtime: Runtime, clock_watch: ClockWatch, settings: ConditionSettings
+    ) -> None:
         """Look at the file system that holds `data`."""
         self._data = data
         self._runtime = runtime
+        self._clock_watch = clock_watch
         self._settings = settings
 
     async def look(self) -> dict[ConditionType, str]:
@@ -44,6 +48,9 @@ class HostConditions:
             problem = f"no answer within {self._settings.engine_timeout_s:g} s"
         if problem:
             found[ConditionType.ENGINE_DOWN] = f"{self._runtime.name}: {problem}"
+        jump_s = self._clock_watch.jump_s()
+        if jump_s is not None:
+            found[ConditionType.CLOCK_JUMP] = f"the host's clock jumped by {jump_s:+.1f} s"
         return found
 
     def _disk(self) -> dict[ConditionType, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +95,16 @@ class KeptService:
     key: LogKey
     instance_id: str
     grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournaledTry:
+    """What the journal tells of a try to somebody who compares it with other records."""
+
+    started_at: Instant | None
+    ended_at: Instant | None
+    ending: bool
+    """Whether the end of its dispatch is wanted."""
 
 
 _Write = Callable[[sqlite3.Connection], object]
@@ -234,6 +244,31 @@ class Journal:
                 "SELECT pipeline_id, step, attempt, run, instance_id, grace_s FROM services"
             )
         ]
+
+    async def tries(self) -> Mapping[LogKey, JournaledTry]:
+        """Return every try and every service that lives on, as they are on disk now.
+
+        Raises:
+            Exception: the journal cannot be used now.
+        """
+        rows: list[tuple[str, str, int, int, Instant | None, Instant | None, int]] = []
+
+        def read(connection: sqlite3.Connection) -> None:
+            # In its turn among the writes: what it finds is committed, or about to be.
+            rows[:] = connection.execute(
+                "SELECT t.pipeline_id, t.step, t.attempt, t.run, t.started_at, t.ended_at,"
+                " h.cancel_reason IS NOT NULL FROM tries t LEFT JOIN held h"
+                " ON h.pipeline_id = t.pipeline_id AND h.attempt = t.dispatch"
+                " UNION ALL SELECT pipeline_id, step, attempt, run, NULL, NULL, 0 FROM services"
+            ).fetchall()
+
+        await self._worker.submit(read)
+        return {
+            LogKey(pipeline_id, step, attempt, run): JournaledTry(
+                started_at=started_at, ended_at=ended_at, ending=bool(ending)
+            )
+            for pipeline_id, step, attempt, run, started_at, ended_at, ending in rows
+        }
 
     # Written
 

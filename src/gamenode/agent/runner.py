@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from gamenode.agent.journal import (
     Held,
     Journal,
+    JournaledTry,
     KeptService,
     Outcome,
     Try,
     certainly_unwritten,
 )
-from gamenode.agent.runtime import Ended, LogBlock, Runtime, StartError
+from gamenode.agent.policy import Policy
+from gamenode.agent.runtime import Ended, Found, LogBlock, Running, Runtime, StartError
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.command import (
     CancelOrder,
@@ -50,10 +53,17 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.template import fill_container
+from gamenode.domain.verification import HostAttempt, RunState
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
+from gamenode.lib.groups import QueueFullError
 from gamenode.lib.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
+_RUN_STATES: Final = {
+    type(None): RunState.ABSENT,
+    Running: RunState.RUNNING,
+    Ended: RunState.ENDED,
+}
 
 
 class Reporter(Protocol):
@@ -81,6 +91,10 @@ class RunnerSettings:
     """How long a dispatch waits after something unexpected, before it goes on."""
     message_chars_max: int = 1_000
     """How much of what a runtime says of an end is reported."""
+    look_s_max: float = 10.0
+    """How long it may take to find out what the host holds, when the server asks."""
+    stated_attempts_max: int = 20_000
+    """How many attempts one such answer holds; an agent with more refuses."""
 
 
 class _Deadline:
@@ -118,8 +132,11 @@ class _Work:
 
     dispatch: Dispatch
     order: ExecuteOrder | None
-    accepted_at: Instant | None
     tries: dict[LogKey, Try] = field(default_factory=dict)
+    accepted_s: float = 0.0
+    """When it was accepted, on the monotonic clock, by which alone time runs out (rule RA6)."""
+    started_s: dict[LogKey, float] = field(default_factory=dict)
+    """When each try came to run, on the same clock."""
     fresh: LogKey | None = None
     """The try that was journaled a moment ago, so that the host need not be asked about it."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -160,6 +177,7 @@ class Runner:
         uploader: LogUploader,
         reporter: Reporter,
         envs: Mapping[str, str],
+        policy: Policy,
         clock: Clock,
         settings: RunnerSettings,
     ) -> None:
@@ -169,6 +187,7 @@ class Runner:
         self._uploader = uploader
         self._reporter = reporter
         self._envs = envs
+        self._policy = policy
         self._clock = clock
         self._settings = settings
         self._supervisor = Supervisor()
@@ -274,6 +293,37 @@ class Runner:
         work = self._works.get(dispatch)
         if work is not None:
             work.released.set()
+
+    async def state_attempts(self) -> OrderAnswer:
+        """Return every run that the journal or the host holds; refuse where that cannot be said.
+
+        Source: P1, P2; `gamenode verify attempts`.
+        """
+        try:
+            async with asyncio.timeout(self._settings.look_s_max):
+                # The host first: what is on it was journaled before, so that a run that begins
+                # meanwhile never looks like one without an entry.
+                on_host = await self._runtime.runs()
+                journaled = await self._journal.tries()
+        except (TimeoutError, GameNodeError, sqlite3.Error, QueueFullError) as error:
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason="UNAVAILABLE",
+                message=f"host or journal cannot be read now: {error or 'it takes too long'}",
+            )
+        keys = on_host.keys() | journaled.keys()
+        if len(keys) > self._settings.stated_attempts_max:
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason="TOO_MANY",
+                message=f"{len(keys)} attempts are more than one answer holds",
+            )
+        return OrderAnswer(
+            outcome=OrderOutcome.ACCEPTED,
+            attempts=tuple(
+                _host_attempt(key, on_host.get(key), journaled.get(key)) for key in keys
+            ),
+        )
 
     @property
     def state(self) -> tuple[int, Maintenance]:
@@ -383,7 +433,7 @@ class Runner:
         work = _Work(
             order.dispatch,
             order,
-            now,
+            accepted_s=self._clock.monotonic_s(),
             fresh=first,
             extended_s=order.extended_s,
             journaled_extended_s=order.extended_s,
@@ -418,8 +468,8 @@ class Runner:
         work = _Work(
             held.dispatch,
             held.order,
-            held.accepted_at,
             tries={made.key: made for made in held.tries},
+            accepted_s=self._monotonic_of(held.accepted_at),
             cancel=held.cancel,
             journaled_cancel=held.cancel,
             extended_s=held.order.extended_s if held.order else 0.0,
@@ -431,6 +481,17 @@ class Runner:
                 work.forced.set()
         self._works[held.dispatch] = work
         self._start(work)
+
+    def _monotonic_of(self, at: Instant | None) -> float:
+        """Return when `at` was on the monotonic clock; for what began before this agent did.
+
+        Only the wall clock bridges a restart, and only once: what it does later changes nothing.
+        Where it went back meanwhile, all of the time counts anew.
+        """
+        now_s = self._clock.monotonic_s()
+        if at is None:
+            return now_s
+        return now_s - max(0.0, (self._clock.now() - at) / NANOSECONDS_PER_S)
 
     def _start(self, work: _Work) -> None:
         name = f"pipeline {work.dispatch.pipeline_id}"
@@ -463,9 +524,8 @@ class Runner:
         work.deadline = _Deadline()
         overdue = work.deadline.passed
         limit_s = work.limit_s(order.timeout_s)
-        if limit_s is not None and work.accepted_at is not None:
-            elapsed_s = (self._clock.now() - work.accepted_at) / NANOSECONDS_PER_S
-            work.deadline.start(limit_s - elapsed_s)
+        if limit_s is not None:
+            work.deadline.start(work.accepted_s + limit_s - self._clock.monotonic_s())
         work.failed = None
         unsupported = self._unsupported(order)
         if unsupported is not None and not work.tries:
@@ -522,7 +582,9 @@ class Runner:
                     continue  # the next one has begun, and must be looked after
             else:
                 outcome = await self._try(work, step, key, limits)
-            if outcome.status is Status.FAILED and number + 1 < step.attempts:
+            # What a node does not allow, it does not allow the next time either.
+            last = number + 1 == step.attempts or outcome.reason is Reason.POLICY
+            if outcome.status is Status.FAILED and not last:
                 if not limits.reached:
                     retrying = replace(
                         outcome, status=Status.RUNNING, reason=Reason.RETRYING, ended_at=None
@@ -568,14 +630,16 @@ class Runner:
             if isinstance(started, Outcome):
                 return await self._ended(work, key, started)
             started_at = started
+            work.started_s[key] = self._clock.monotonic_s()
         else:
             started_at = found.started_at
+            work.started_s.setdefault(key, self._monotonic_of(started_at))
         running = Outcome(status=Status.RUNNING, started_at=started_at)
         self._follow_log(key, running, new=found is None)
         self._report(work, step, running, key.attempt)
         if isinstance(found, Ended):
             return await self._ended(work, key, _outcome_of(found))
-        outcome = await self._wait(step, key, limits, running, adopted=found is not None)
+        outcome = await self._wait(step, key, limits, running)
         if outcome.status is not Status.COMPLETED or step.type is not StepType.SERVICE:
             return await self._ended(work, key, outcome)
         service = KeptService(
@@ -593,12 +657,15 @@ class Runner:
         What takes long comes before the start, where a cancel can still prevent it (P11).
 
         Raises:
-            StartError: it certainly did not start.
+            StartError: it certainly did not start; POLICY, this node does not allow it.
             GameNodeError: the container's texts cannot be filled in.
         """
         # The node's own values win: a caller supplies only what it does not define (F6).
         envs = {**(work.order.envs if work.order else {}), **self._envs}
-        container = fill_container(step.container, envs)
+        filled = fill_container(step.container, envs)
+        # Asked before, so that nothing is fetched for nothing, and right before the start, since a
+        # path may lead elsewhere by then.
+        container = await self._policy.admit(filled, runtime=self._runtime.name)
         if limits.outcome() is None:
             preparing = asyncio.ensure_future(self._runtime.prepare(container))
             try:
@@ -610,26 +677,17 @@ class Runner:
         why = limits.outcome()
         if why is not None:
             return why
+        container = await self._policy.admit(filled, runtime=self._runtime.name)
         service = step.type is StepType.SERVICE
         return await self._runtime.start(key, container, service=service)
 
     async def _wait(
-        self,
-        step: GrantedStep,
-        key: LogKey,
-        limits: _Limits,
-        running: Outcome,
-        *,
-        adopted: bool,
+        self, step: GrantedStep, key: LogKey, limits: _Limits, running: Outcome
     ) -> Outcome:
         """Wait for the end of a running try, and end it on cancel or timeout.
 
         A service is done when it has run for a moment.
         """
-        timeout_s = step.timeout_s
-        if timeout_s is not None and adopted and running.started_at is not None:
-            # Its start was before ours, so the wall clock has to say how long ago.
-            timeout_s -= (self._clock.now() - running.started_at) / NANOSECONDS_PER_S
         service = step.type is StepType.SERVICE
         ending = asyncio.ensure_future(self._runtime.wait(key))
         try:
@@ -637,7 +695,7 @@ class Runner:
                 settle_s = self._settings.service_settle_s
                 await _first_of([ending, *limits.waits()], timeout_s=settle_s)
             else:
-                await self._until_due(ending, limits, timeout_s)
+                await self._until_due(ending, step, key, limits)
             if ending.done():
                 outcome = _outcome_of(ending.result())
                 if service and outcome.status is Status.COMPLETED:
@@ -663,16 +721,16 @@ class Runner:
         )
 
     async def _until_due(
-        self, ending: asyncio.Future[Ended], limits: _Limits, timeout_s: float | None
+        self, ending: asyncio.Future[Ended], step: GrantedStep, key: LogKey, limits: _Limits
     ) -> None:
         """Wait for a try's end, for what ends it, or until its own time is up, which may grow."""
-        since_s = self._clock.monotonic_s()
+        work = limits.work
         while True:
-            extended = limits.work.extended
-            limit_s = limits.work.limit_s(timeout_s)
+            extended = work.extended
+            limit_s = work.limit_s(step.timeout_s)
             left_s = None
             if limit_s is not None:
-                left_s = max(0.0, since_s + limit_s - self._clock.monotonic_s())
+                left_s = max(0.0, work.started_s[key] + limit_s - self._clock.monotonic_s())
             await _first_of([ending, *limits.waits(), extended.wait()], timeout_s=left_s)
             if ending.done() or limits.reached or not extended.is_set():
                 return
@@ -885,6 +943,19 @@ async def _first_of(
         for future, wait in zip(futures, waits, strict=True):
             if future is not wait:
                 future.cancel()
+
+
+def _host_attempt(key: LogKey, found: Found | None, journaled: JournaledTry | None) -> HostAttempt:
+    told = found or journaled
+    ended = found if isinstance(found, Ended) else journaled if found is None else None
+    return HostAttempt(
+        key=key,
+        in_journal=journaled is not None,
+        state=_RUN_STATES[type(found)],
+        started_at=told.started_at if told is not None else None,
+        ended_at=ended.ended_at if ended is not None else None,
+        ending=journaled is not None and journaled.ending,
+    )
 
 
 def _first_key(order: ExecuteOrder) -> LogKey | None:

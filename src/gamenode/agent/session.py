@@ -34,6 +34,7 @@ from gamenode.domain.command import (
     OrderOutcome,
     ServerWord,
     Statement,
+    VerifyOrder,
     Welcome,
 )
 from gamenode.domain.node import (
@@ -88,6 +89,7 @@ class Outbox:
         self._unacknowledged: dict[int, tuple[Dispatch, NumberedReport]] = {}
         self._of_dispatch: dict[Dispatch, dict[int, NumberedReport]] = {}
         self._sent_to = 0
+        self._in_flight = 0
         self.wake = Wake()
 
     def report(self, dispatch: Dispatch, report: Report) -> None:
@@ -108,19 +110,29 @@ class Outbox:
         """Return what is not acknowledged of one dispatch."""
         return tuple(self._of_dispatch.get(dispatch, {}).values())
 
-    def all_stated(self) -> None:
-        """Everything so far went out with a statement."""
-        self._sent_to = self._sequence
+    def state(self) -> Mapping[Dispatch, tuple[NumberedReport, ...]]:
+        """Return the reports that go out with a statement, by dispatch, and count them as sent.
+
+        The oldest ones, as many as may be in flight: after days away all of them could be more than
+        one message holds. The others follow on the stream.
+        """
+        stated: dict[Dispatch, list[NumberedReport]] = {}
+        oldest = list(self._unacknowledged.items())[: self._in_flight_max]
+        for _, (dispatch, numbered) in oldest:
+            stated.setdefault(dispatch, []).append(numbered)
+        self._sent_to = oldest[-1][0] if oldest else self._sequence
+        self._in_flight = len(oldest)
+        return {dispatch: tuple(reports) for dispatch, reports in stated.items()}
 
     def unsent(self, most: int) -> list[NumberedReport]:
         """Return the next reports to send, and count them as sent."""
-        in_flight = len(self._unacknowledged) - (self._sequence - self._sent_to)
-        most = max(0, min(most, self._in_flight_max - in_flight))
-        batch = [
-            self._unacknowledged[number][1]
-            for number in range(self._sent_to + 1, min(self._sequence, self._sent_to + most) + 1)
-        ]
-        self._sent_to += len(batch)
+        batch: list[NumberedReport] = []
+        most = min(most, self._in_flight_max - self._in_flight)
+        while len(batch) < most and self._sent_to < self._sequence:
+            self._sent_to += 1
+            if (entry := self._unacknowledged.get(self._sent_to)) is not None:
+                batch.append(entry[1])
+        self._in_flight += len(batch)
         return batch
 
     def acknowledge(self, sequence: int) -> tuple[Dispatch, Report] | None:
@@ -128,6 +140,7 @@ class Outbox:
         entry = self._unacknowledged.pop(sequence, None)
         if entry is None:
             return None
+        self._in_flight -= sequence <= self._sent_to
         dispatch, numbered = entry
         waiting = self._of_dispatch[dispatch]
         del waiting[sequence]
@@ -284,6 +297,7 @@ class Session:
         assert answer is not None
         self._stream_number += 1
         state_version, maintenance = self._runner.state
+        stated = self._outbox.state()
         statement = Statement(
             node_id=self._node_id,
             session_id=answer.session_id,
@@ -291,12 +305,11 @@ class Session:
             state_version=state_version,
             maintenance=maintenance,
             held=tuple(
-                HeldPipeline(dispatch=dispatch, reports=self._outbox.of(dispatch))
+                HeldPipeline(dispatch=dispatch, reports=stated.get(dispatch, ()))
                 for dispatch in self._runner.held()
             ),
             boot_id=self._boot_id,
         )
-        self._outbox.all_stated()
         self._last_sequence = 0
         stream = await self._link.open(statement)
         side = Supervisor()
@@ -386,6 +399,8 @@ class Session:
                 )
             case CollectOrder():
                 answer = self._collect()
+            case VerifyOrder():
+                answer = await self._runner.state_attempts()
             case _:
                 answer = await self._runner.take(order)
         try:

@@ -13,6 +13,7 @@ from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
 from gamenode.agent.session import SessionSettings
 from gamenode.agent.uploader import UploaderSettings
+from gamenode.lib.clock import ClockSettings
 from gamenode.telemetry import LogLevel
 
 
@@ -32,6 +33,8 @@ class HostSettings:
     """`docker`, `process`, or `auto`: docker where an engine answers, else process."""
     engine_socket: Path = Path("/var/run/docker.sock")
     """The engine's API; Podman's socket serves as well."""
+    policy: Path = Path("/etc/gamenode/policy.toml")
+    """What this host allows; without the file, the defaults of docs/operations/node-policy.md."""
     log_level: LogLevel = LogLevel.INFO
     """`debug`, `info`, `warning` or `error`."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class AgentSettings:
     link: LinkSettings = field(default_factory=LinkSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     conditions: ConditionSettings = field(default_factory=ConditionSettings)
+    clock: ClockSettings = field(default_factory=ClockSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     logs: UploaderSettings = field(default_factory=UploaderSettings)
     inventory: ReporterSettings = field(default_factory=ReporterSettings)

@@ -8,10 +8,9 @@ import click
 
 from gamenode.cli.client import Body
 from gamenode.cli.command import Command, Group, Invocation, pass_invocation
+from gamenode.cli.errors import EXIT_DIFFERENT, EXIT_OK
 from gamenode.cli.output import Column, View, age, field
 from gamenode.cli.watch import show_list
-
-_EXIT_DIFFERENT: Final = 10
 
 VIEW: Final = View(
     columns=(
@@ -90,6 +89,6 @@ def verify(invocation: Invocation, *, head: str) -> int:
     )
     invocation.output.item(verdict, _VERDICT)
     if verdict["ok"]:
-        return 0
+        return EXIT_OK
     invocation.output.tell(f"the audit log is not whole: see entry {verdict['first_bad']}")
-    return _EXIT_DIFFERENT
+    return EXIT_DIFFERENT

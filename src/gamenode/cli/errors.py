@@ -16,6 +16,8 @@ Problem = Mapping[str, Any]
 EXIT_OK: Final = 0
 EXIT_UNKNOWN: Final = 1
 EXIT_ENDED_BADLY: Final = OUTWARD[ErrorCode.PIPELINE_FAILED].exit_code
+EXIT_DIFFERENT: Final = 10
+"""Differences were found."""
 EXIT_INTERRUPTED: Final = 130
 
 _EXIT_BY_STATUS: Final = {outward.http_status: outward.exit_code for outward in OUTWARD.values()}

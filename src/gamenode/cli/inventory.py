@@ -11,12 +11,11 @@ import click
 
 from gamenode.cli.client import API, Query, Request, Stream
 from gamenode.cli.command import Command, Group, Invocation, pass_invocation
+from gamenode.cli.errors import EXIT_DIFFERENT
 from gamenode.cli.names import complete_nodes
 from gamenode.cli.names import node as find_node
 from gamenode.cli.output import Body, Column, Format, Part, Value, View, age, field
 from gamenode.lib.clock import Instant
-
-EXIT_DIFFERENT: Final = 10
 
 _ABSENT: Final = "not reported"
 _COLLECT_S: Final = 10.0

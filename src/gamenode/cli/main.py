@@ -19,6 +19,7 @@ _COMMANDS: Final = (
     ("inventory", "gamenode.cli.inventory:inventory", "Show and compare what nodes are made of."),
     ("events", "gamenode.cli.events:events", "Show what happened, and what happens."),
     ("audit", "gamenode.cli.audit:audit", "Show who did what, and whether that record is whole."),
+    ("verify", "gamenode.cli.verify:verify", "Find out whether all records of attempts agree."),
     ("tokens", "gamenode.cli.tokens:tokens", "Make, list and revoke what people sign in with."),
     ("context", "gamenode.cli.context:context", "Name servers, and choose one."),
     ("version", "gamenode.cli.system:version", "Print the versions of program and server."),

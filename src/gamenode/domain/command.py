@@ -17,6 +17,7 @@ from gamenode.domain.pipeline import (
     Status,
     StepType,
 )
+from gamenode.domain.verification import HostAttempt
 from gamenode.lib.clock import Instant
 
 
@@ -126,10 +127,15 @@ class CollectOrder:
     """Collect the inventory now, and send it (B2)."""
 
 
+@dataclass(frozen=True, slots=True)
+class VerifyOrder:
+    """State every attempt that the journal or the host holds."""
+
+
 WorkOrder = ExecuteOrder | CancelOrder | ExtendOrder | StateOrder
 """What changes the work that a node does; only these go through its journal."""
 
-Order = WorkOrder | CollectOrder
+Order = WorkOrder | CollectOrder | VerifyOrder
 
 
 class OrderOutcome(StrEnum):
@@ -149,6 +155,8 @@ class OrderAnswer:
     message: str = ""
     confirmation: StateConfirmation | None = None
     """The answer to a `StateOrder`."""
+    attempts: tuple[HostAttempt, ...] = ()
+    """The answer to a `VerifyOrder`: all of them, never a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,13 +32,23 @@ def relative_path(key: LogKey) -> str:
     Raises:
         GameNodeError: INVALID_REQUEST, for names that are none; they come from outside.
     """
-    if not _SAFE_NAME.fullmatch(key.pipeline_id):
-        raise invalid("pipeline_id", f"{key.pipeline_id!r} is not an id")
+    folder = folder_of(key.pipeline_id)
     if not _SAFE_NAME.fullmatch(key.step):
         raise invalid("step", f"{key.step!r} is not a step's name")
     if key.attempt < 1 or key.run < 1:
         raise invalid("attempt", "attempts and runs count from 1")
-    return f"{key.pipeline_id[-2:]}/{key.pipeline_id}/{key.step}.{key.attempt}.{key.run}"
+    return f"{folder}/{key.step}.{key.attempt}.{key.run}"
+
+
+def folder_of(pipeline_id: str) -> str:
+    """Return where the logs of a pipeline lie: `<2>/<pipeline>`.
+
+    Raises:
+        GameNodeError: INVALID_REQUEST, for what is no id.
+    """
+    if not _SAFE_NAME.fullmatch(pipeline_id):
+        raise invalid("pipeline_id", f"{pipeline_id!r} is not an id")
+    return f"{pipeline_id[-2:]}/{pipeline_id}"
 
 
 class LogStream(StrEnum):

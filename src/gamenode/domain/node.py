@@ -98,6 +98,7 @@ class ConditionType(StrEnum):
     INODE_PRESSURE = "INODE_PRESSURE"
     GPU_ERRORS = "GPU_ERRORS"
     CLOCK_SKEW = "CLOCK_SKEW"
+    CLOCK_JUMP = "CLOCK_JUMP"
     AGENT_TOO_OLD = "AGENT_TOO_OLD"
     INVENTORY_SHRANK = "INVENTORY_SHRANK"
     DUPLICATE_IDENTITY = "DUPLICATE_IDENTITY"
@@ -123,6 +124,7 @@ OF_THE_AGENT: Final = frozenset(
         ConditionType.DISK_PRESSURE,
         ConditionType.INODE_PRESSURE,
         ConditionType.GPU_ERRORS,
+        ConditionType.CLOCK_JUMP,
     }
 )
 """Conditions that an agent sees and says with each heartbeat; the server sees the others."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gamenode.lib.clock import ClockSettings
 from gamenode.server.access.manager import AccessSettings
 from gamenode.server.api.app import ApiSettings
 from gamenode.server.api.connection import ConnectionSettings
@@ -20,6 +21,7 @@ from gamenode.server.nodes.service import InventorySettings
 from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
 from gamenode.server.pipelines.manager import PipelineSettings
+from gamenode.server.pipelines.verifier import VerifierSettings
 from gamenode.server.rpc.agent_link import AgentLinkSettings
 from gamenode.server.rpc.servicer import RpcSettings
 from gamenode.telemetry import LogLevel
@@ -48,6 +50,7 @@ class ServerSettings:
     """All of it."""
 
     server: ListenSettings = field(default_factory=ListenSettings)
+    clock: ClockSettings = field(default_factory=ClockSettings)
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
@@ -59,6 +62,7 @@ class ServerSettings:
     inventories: InventorySettings = field(default_factory=InventorySettings)
     dispatch: DispatcherSettings = field(default_factory=DispatcherSettings)
     pipelines: PipelineSettings = field(default_factory=PipelineSettings)
+    verifier: VerifierSettings = field(default_factory=VerifierSettings)
     logs: LogSettings = field(default_factory=LogSettings)
     log_reading: StreamerSettings = field(default_factory=StreamerSettings)
     log_followers: ManagerSettings = field(default_factory=ManagerSettings)

@@ -10,6 +10,7 @@ from random import Random
 
 from gamenode.agent.app import Agent
 from gamenode.agent.journal import Journal
+from gamenode.agent.policy import OpenPolicy
 from gamenode.agent.runtime import RunKey
 from gamenode.agent.runtime.fake import FakeHost, FakeRuntime
 from gamenode.agent.settings import AgentSettings
@@ -80,6 +81,7 @@ class SimulatedNode:
             link=self._link,
             collector=self._collector,
             journal=self._journal,
+            policy=OpenPolicy(),  # made-up hosts have no owner
             pool=around.pool,
         )
         self._agent.start().add_done_callback(self._ended)

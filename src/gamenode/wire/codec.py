@@ -32,6 +32,7 @@ from gamenode.domain.command import (
     StateConfirmation,
     Statement,
     StateOrder,
+    VerifyOrder,
     Welcome,
 )
 from gamenode.domain.event import Event
@@ -67,6 +68,7 @@ from gamenode.domain.pipeline import (
     StepReport,
     StepType,
 )
+from gamenode.domain.verification import HostAttempt, RunState
 from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 from gamenode.wire.records import decode_record, encode_record
@@ -114,6 +116,12 @@ _ORDER_OUTCOME: Final = {
     pb.COMMAND_OUTCOME_REFUSED: OrderOutcome.REFUSED,
 }
 _ORDER_OUTCOME_OUT: Final = {domain: wire for wire, domain in _ORDER_OUTCOME.items()}
+_RUN_STATE: Final = {
+    pb.RUN_STATE_RUNNING: RunState.RUNNING,
+    pb.RUN_STATE_ENDED: RunState.ENDED,
+    pb.RUN_STATE_ABSENT: RunState.ABSENT,
+}
+_RUN_STATE_OUT: Final = {domain: wire for wire, domain in _RUN_STATE.items()}
 _CLOSE_REASON: Final = {
     pb.CLOSE_REASON_SHUTDOWN: CloseReason.SHUTDOWN,
     pb.CLOSE_REASON_SUPERSEDED: CloseReason.SUPERSEDED,
@@ -597,6 +605,8 @@ def _encode_command(fenced: FencedOrder) -> pb.Command:
             request.end_running = order.end_running
         case CollectOrder():
             command.collect.SetInParent()
+        case VerifyOrder():
+            command.verify.SetInParent()
     return command
 
 
@@ -627,6 +637,8 @@ def _decode_order(command: pb.Command) -> Order | None:
             )
         case "collect":
             return CollectOrder()
+        case "verify":
+            return VerifyOrder()
         case _:
             return None
 
@@ -646,7 +658,34 @@ def encode_answer(sequence: int, answer: OrderAnswer) -> pb.CommandAnswer:
         message.state_change.accepted_pipelines.extend(
             _encode_dispatches(answer.confirmation.remaining)
         )
+    message.attempts.extend(_encode_host_attempt(attempt) for attempt in answer.attempts)
     return message
+
+
+def _encode_host_attempt(attempt: HostAttempt) -> pb.HostAttempt:
+    key = attempt.key
+    return pb.HostAttempt(
+        pipeline_id=key.pipeline_id,
+        step_id=key.step,
+        attempt=key.attempt,
+        run=key.run,
+        in_journal=attempt.in_journal,
+        state=_RUN_STATE_OUT[attempt.state],
+        started_at=attempt.started_at or 0,
+        ended_at=attempt.ended_at or 0,
+        ending=attempt.ending,
+    )
+
+
+def _decode_host_attempt(message: pb.HostAttempt) -> HostAttempt:
+    return HostAttempt(
+        key=LogKey(message.pipeline_id, message.step_id, message.attempt, message.run),
+        in_journal=message.in_journal,
+        state=_RUN_STATE[message.state],
+        started_at=Instant(message.started_at) if message.started_at else None,
+        ended_at=Instant(message.ended_at) if message.ended_at else None,
+        ending=message.ending,
+    )
 
 
 def decode_answer(message: pb.CommandAnswer) -> OrderAnswer:
@@ -663,6 +702,7 @@ def decode_answer(message: pb.CommandAnswer) -> OrderAnswer:
         reason=message.reason,
         message=message.message,
         confirmation=confirmation,
+        attempts=tuple(_decode_host_attempt(attempt) for attempt in message.attempts),
     )
 
 

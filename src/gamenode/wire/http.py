@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from gamenode.domain import access, audit, command
+from gamenode.domain import access, audit, command, verification
 from gamenode.domain import event as events
 from gamenode.domain import inventory as inventories
 from gamenode.domain import inventory_diff as diffs
@@ -489,6 +489,30 @@ class Version(Struct, frozen=True, kw_only=True):
     api: str
 
 
+class AttemptViolation(Struct, frozen=True, kw_only=True):
+    """One thing that must not be."""
+
+    kind: verification.ViolationKind
+    pipeline_id: str
+    step: str
+    attempt: int
+    run: int
+    node_id: str
+    message: str
+
+
+class AttemptVerdict(Struct, frozen=True, kw_only=True):
+    """Whether rows, journals and hosts agree about every attempt."""
+
+    ok: bool
+    attempts: int
+    """How many runs were compared."""
+    nodes_asked: int
+    nodes_absent: Sequence[str]
+    """Who could not be asked; nothing is said about what is on them."""
+    violations: Sequence[AttemptViolation]
+
+
 class Health(Struct, frozen=True, kw_only=True):
     """That the program answers."""
 
@@ -762,6 +786,28 @@ def encode_audit(number: int, entry: audit.AuditEntry) -> AuditEntry:
         before=entry.before,
         after=entry.after,
         request_id=entry.request_id,
+    )
+
+
+def encode_attempt_verdict(verdict: verification.AttemptVerdict) -> AttemptVerdict:
+    """Return the body of what came of comparing all records."""
+    return AttemptVerdict(
+        ok=verdict.ok,
+        attempts=verdict.attempts,
+        nodes_asked=verdict.nodes_asked,
+        nodes_absent=verdict.nodes_absent,
+        violations=[
+            AttemptViolation(
+                kind=violation.kind,
+                pipeline_id=violation.key.pipeline_id,
+                step=violation.key.step,
+                attempt=violation.key.attempt,
+                run=violation.key.run,
+                node_id=violation.node_id,
+                message=violation.message,
+            )
+            for violation in verdict.violations
+        ],
     )
 
 

@@ -15,6 +15,7 @@ from tests.support.plane import RecordingHost
 from tests.support.time import LoopClock, until, virtual_time
 
 from gamenode.agent.journal import Journal, Outcome
+from gamenode.agent.policy import OpenPolicy
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime.fake import FakeRuntime
 from gamenode.agent.spool.logs import LogSpool
@@ -158,6 +159,7 @@ class Node:
             uploader=self.uploader,
             reporter=self,
             envs={},
+            policy=OpenPolicy(),
             clock=self.clock,
             settings=RunnerSettings(),
         )
@@ -869,6 +871,52 @@ async def test_what_the_runtime_cannot_do_is_found_before_anything_starts_and_ne
         await node.restart()
         assert await node.ended() is Status.FAILED
         assert node.host.starts == []
+
+
+@virtual_time
+@pytest.mark.parametrize("jump_s", [-100_000.0, 100_000.0])
+async def test_no_jump_of_the_wall_clock_moves_a_timeout(tmp_path: Path, jump_s: float) -> None:
+    async with on_a_node(tmp_path) as node:
+        limited = step(duration_s=600, timeout_s=50.0)
+        await node.runner.take(order(limited, timeout_s=500.0))
+        await node.started()
+        begun_s = node.clock.monotonic_s()
+        await asyncio.sleep(10.0)
+        node.clock.jump(jump_s)
+        await asyncio.sleep(30.0)
+        assert node.end() is None
+        assert await node.ended() is Status.FAILED
+        assert node.step().message == "ended: the step's timeout of 50 s had passed"
+        assert 49.5 < node.clock.monotonic_s() - begun_s < 51.0
+
+
+@virtual_time
+async def test_a_restart_counts_the_time_before_it_by_the_wall_clock(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=600, timeout_s=50.0)))
+        await node.started()
+        begun_s = node.clock.monotonic_s()
+        await asyncio.sleep(30.0)
+        await node.restart()
+        await asyncio.sleep(1.0)
+        node.clock.jump(-100_000.0)  # once it is adopted, this changes nothing
+        assert await node.ended() is Status.FAILED
+        assert 49.5 < node.clock.monotonic_s() - begun_s < 51.0
+
+
+@virtual_time
+async def test_a_wall_clock_that_went_back_over_a_restart_lets_a_timeout_count_anew(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=600, timeout_s=50.0), timeout_s=300.0))
+        await node.started()
+        await node.crash()
+        node.clock.jump(-100_000.0)
+        begun_s = node.clock.monotonic_s()
+        node.begin()
+        assert await node.ended() is Status.FAILED
+        assert 49.5 < node.clock.monotonic_s() - begun_s < 51.0
 
 
 @virtual_time

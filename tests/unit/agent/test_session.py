@@ -245,12 +245,28 @@ def test_what_was_stated_is_not_sent_again_and_is_in_flight() -> None:
     outbox = Outbox(in_flight_max=2)
     for number in (1, 2):
         outbox.report(DISPATCH, report(number))
-    assert [n.sequence for n in outbox.of(DISPATCH)] == [1, 2]
-    outbox.all_stated()
+    assert [n.sequence for n in outbox.state()[DISPATCH]] == [1, 2]
     outbox.report(DISPATCH, report(3))
     assert outbox.unsent(500) == []
     outbox.acknowledge(1)
     assert [n.sequence for n in outbox.unsent(500)] == [3]
+
+
+def test_a_statement_holds_no_more_than_may_be_in_flight_and_the_rest_follows() -> None:
+    outbox = Outbox(in_flight_max=2)
+    for number in range(1, 6):
+        outbox.report(DISPATCH, report(number))
+    outbox.unsent(500)
+    outbox.acknowledge(2)
+    outbox.unsent(500)
+    for number in (1, 3):
+        outbox.acknowledge(number)
+    outbox.report(DISPATCH, report(6))
+    assert [n.sequence for n in outbox.state()[DISPATCH]] == [4, 5]
+    assert outbox.unsent(500) == []
+    for number in (4, 5):
+        outbox.acknowledge(number)
+    assert [n.sequence for n in outbox.unsent(500)] == [6]
 
 
 def test_a_report_that_waits_is_not_taken_twice() -> None:

@@ -122,6 +122,8 @@ def api() -> Iterator[FakeApi]:
         served.on("GET", "/audit", Reply(page(audit_entry())))
         verdict = {"ok": True, "rows": 1, "head": "ab" * 32, "first_bad": None}
         served.on("GET", "/audit:verify", Reply(verdict))
+        compared = {"ok": True, "attempts": 3, "nodes_asked": 1, "nodes_absent": []}
+        served.on("GET", "/attempts:verify", Reply({**compared, "violations": []}))
         served.on("GET", "/version", Reply({"version": "0.1.0", "api": "v1"}))
         line = b"2026-11-24T21:58:21.123456789Z stdout F hello\n"
         served.on("GET", ".*/logs", Reply(line, headers={"log-offset": "0"}))

@@ -26,9 +26,11 @@ from gamenode.domain.command import (
     OrderAnswer,
     OrderOutcome,
     Statement,
+    VerifyOrder,
     Welcome,
 )
 from gamenode.domain.inventory import Inventory
+from gamenode.domain.log import LogKey
 from gamenode.domain.node import HeartbeatResult, Maintenance, NodeType, Registration
 from gamenode.domain.pipeline import (
     Condition,
@@ -41,6 +43,7 @@ from gamenode.domain.pipeline import (
     StepReport,
     StepType,
 )
+from gamenode.domain.verification import HostAttempt, RunState
 from gamenode.lib.clock import Instant
 from gamenode.wire import codec
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
@@ -144,6 +147,15 @@ CANCEL = st.builds(
     message=TEXT,
     force=st.booleans(),
 )
+HOST_ATTEMPT = st.builds(
+    HostAttempt,
+    key=st.builds(LogKey, NAME, NAME, COUNT, COUNT),
+    in_journal=st.booleans(),
+    state=st.sampled_from(RunState),
+    started_at=INSTANT,
+    ended_at=INSTANT,
+    ending=st.booleans(),
+)
 WORD = st.one_of(
     st.builds(Welcome, unwanted=st.lists(DISPATCH, max_size=2).map(tuple)),
     st.builds(
@@ -168,7 +180,7 @@ WORD = st.one_of(
         session_epoch=LONG,
         stream_number=LONG,
         sequence=LONG,
-        order=st.none() | EXECUTE | CANCEL,
+        order=st.none() | EXECUTE | CANCEL | st.just(VerifyOrder()),
     ),
     st.builds(FollowLog, pipeline_id=TEXT, step=TEXT, live=st.booleans()),
     st.builds(Closed, reason=st.sampled_from(CloseReason), message=TEXT, retry_after_s=SECONDS),
@@ -206,7 +218,13 @@ def test_an_order_as_it_is_kept(order: ExecuteOrder) -> None:
 
 @given(
     st.integers(1, 2**62),
-    st.builds(OrderAnswer, outcome=st.sampled_from(OrderOutcome), reason=TEXT, message=TEXT),
+    st.builds(
+        OrderAnswer,
+        outcome=st.sampled_from(OrderOutcome),
+        reason=TEXT,
+        message=TEXT,
+        attempts=st.lists(HOST_ATTEMPT, max_size=2).map(tuple),
+    ),
 )
 def test_an_answer_to_an_order(sequence: int, answer: OrderAnswer) -> None:
     message = sent(codec.encode_answer(sequence, answer))

@@ -57,6 +57,7 @@ ROLES: Final[Mapping[str, Role]] = MappingProxyType(
         "POST /api/v1/pipelines/{pipeline}:retry": Role.OPERATOR,
         "POST /api/v1/pipelines/{pipeline}:extend": Role.OPERATOR,
         "GET /api/v1/pipelines/{pipeline}/steps/{step}/logs": Role.VIEWER,
+        "GET /api/v1/attempts:verify": Role.OPERATOR,
         "GET /api/v1/events": Role.VIEWER,
         "GET /api/v1/tokens": Role.ADMIN,
         "POST /api/v1/tokens": Role.ADMIN,

@@ -21,6 +21,7 @@ from gamenode.lib.ids import Ids
 from gamenode.server.access.manager import AccessManager
 from gamenode.server.access.roles import ROLES, check_complete
 from gamenode.server.api import openapi, problem
+from gamenode.server.api.attempts import AttemptRoutes
 from gamenode.server.api.audit import AuditRoutes
 from gamenode.server.api.events import EventRoutes
 from gamenode.server.api.guard import Guard
@@ -48,6 +49,7 @@ from gamenode.server.nodes.inventories import InventoryKeeper
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.manager import PipelineManager
 from gamenode.server.pipelines.service import GamePipelineGRPCService
+from gamenode.server.pipelines.verifier import AttemptVerifier
 
 _REQUEST_ID: Final = "x-request-id"
 _REQUEST_ID_LENGTH_MAX: Final = 64
@@ -79,6 +81,7 @@ class Nouns:
 
     pipeline_manager: PipelineManager
     pipeline_service: GamePipelineGRPCService
+    verifier: AttemptVerifier
     nodes: NodeManager
     inventories: InventoryKeeper
     logs: LogManager
@@ -131,6 +134,7 @@ def create_api(
         *PipelineRoutes(
             nouns.pipeline_manager, nouns.pipeline_service, wait_s_max=settings.wait_s_max
         ).operations(),
+        *AttemptRoutes(nouns.verifier).operations(),
         *LogRoutes(nouns.logs, streams=streams, clock=clock).operations(),
         *EventRoutes(nouns.events, streams=streams).operations(),
         *TokenRoutes(nouns.tokens).operations(),

@@ -225,6 +225,13 @@ pipelines: Final = Table(
         postgresql_where=text("on_lost = 'fail' AND status IN ('PENDING', 'RUNNING')"),
     ),
     Index("pipelines_newest", "created_at", "id"),
+    Index(
+        "pipelines_ended",
+        "ended_at",
+        "id",
+        sqlite_where=text("ended_at IS NOT NULL"),
+        postgresql_where=text("ended_at IS NOT NULL"),
+    ),
 )
 
 steps: Final = Table(
@@ -281,7 +288,16 @@ idempotency_keys: Final = Table(
     Column("body_hash", String(64), nullable=False),
     Column("pipeline_id", String(36), nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # Set with the removal of its pipeline, which it outlives for a while (rule RC5).
+    Column("expires_at", BigInteger),
     PrimaryKeyConstraint("caller", "key"),
+    Index("idempotency_keys_by_pipeline", "pipeline_id"),
+    Index(
+        "idempotency_keys_expiring",
+        "expires_at",
+        sqlite_where=text("expires_at IS NOT NULL"),
+        postgresql_where=text("expires_at IS NOT NULL"),
+    ),
 )
 
 logs: Final = Table(

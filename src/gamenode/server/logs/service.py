@@ -11,7 +11,7 @@ import errno
 import hashlib
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -72,6 +72,14 @@ def set_final(
     After the commit, `LogService.ended` tells who follows.
     """
     store.set_final(conn, key, node_id=node_id, length_bytes=length_bytes, sha256=sha256, now=now)
+
+
+def remove(conn: Connection, pipeline_ids: Collection[str]) -> None:
+    """Remove every log of pipelines; a part of the transaction that removes them.
+
+    After the commit, `LogService.remove` removes the bytes.
+    """
+    store.remove(conn, pipeline_ids)
 
 
 class LogService:
@@ -193,6 +201,31 @@ class LogService:
             return
         await self.refresh(key)
         self._ring(key)
+
+    async def remove(self, pipeline_ids: Collection[str]) -> None:
+        """Remove the bytes of pipelines that are not known any more. Safe to repeat.
+
+        Raises:
+            OSError: some of them are still there.
+        """
+        gone = set(pipeline_ids)
+        for key in [key for key in self._lanes if key.pipeline_id in gone]:
+            if not self._lanes[key].busy:
+                self._lanes.pop(key).drop()
+        loop = asyncio.get_running_loop()
+        for pipeline_id in pipeline_ids:
+            await loop.run_in_executor(self._pool, self._files.remove, pipeline_id)
+
+    async def pipelines(self) -> AsyncIterator[list[str]]:
+        """Yield the ids of the pipelines that have bytes here, some at a time.
+
+        Raises:
+            OSError: a folder cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        some = self._files.pipelines()
+        while (ids := await loop.run_in_executor(self._pool, next, some, None)) is not None:
+            yield ids
 
     @contextmanager
     def watch(self, key: LogKey) -> Iterator[Wake]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
-from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
 
 from gamenode.domain.log import LogKey, LogPosition, StoredLog
 from gamenode.lib.clock import Instant
@@ -106,6 +107,11 @@ def set_final(
         )
         return
     conn.execute(_SET_FINAL, {**_of(key), "final_length_bytes": length_bytes, "final_hash": sha256})
+
+
+def remove(conn: Connection, pipeline_ids: Collection[str]) -> None:
+    """Remove every log of these pipelines."""
+    conn.execute(delete(schema.logs).where(_log.pipeline_id.in_(pipeline_ids)))
 
 
 def _of(key: LogKey) -> dict[str, object]:

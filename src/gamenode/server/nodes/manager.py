@@ -33,7 +33,7 @@ from gamenode.domain.node import (
 from gamenode.domain.placement import Candidate
 from gamenode.domain.registration import refusal
 from gamenode.domain.selector import Lookup, Selector
-from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
+from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, ClockWatch, Instant
 from gamenode.lib.ids import Ids
 from gamenode.server.nodes.connections import AgentConnection, ConnectionManager, Liveness
 from gamenode.server.nodes.inventories import InventoryKeeper
@@ -88,6 +88,7 @@ class NodeManager:
         *,
         service: GameNodeService,
         clock: Clock,
+        clock_watch: ClockWatch,
         ids: Ids,
         settings: NodeSettings,
         states: StateSettings,
@@ -109,6 +110,7 @@ class NodeManager:
             connections=self._connections,
             refresh=self._refresh,
             clock=clock,
+            clock_watch=clock_watch,
             settings=states,
         )
         self._nodes: dict[str, Node] = {}
@@ -443,6 +445,10 @@ class NodeManager:
                 if len(found) == limit:
                     break
         return found
+
+    def ids(self) -> Sequence[str]:
+        """Return the id of every registered node, in order."""
+        return sorted(self._nodes)
 
     def candidates(self, loads: Mapping[str, int]) -> Sequence[Candidate]:
         """Return what placement needs to know of every node."""

@@ -15,7 +15,7 @@ from gamenode.domain.access import SYSTEM
 from gamenode.domain.command import OrderOutcome, StateOrder
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.node import Maintenance, StateChange
-from gamenode.lib.clock import Clock
+from gamenode.lib.clock import Clock, ClockWatch
 from gamenode.lib.tasks import Supervisor, Wake
 from gamenode.server.nodes.connections import ConnectionManager
 from gamenode.server.nodes.service import GameNodeService
@@ -52,6 +52,7 @@ class StateKeeper:
         connections: ConnectionManager,
         refresh: Callable[[str], Awaitable[None]],
         clock: Clock,
+        clock_watch: ClockWatch,
         settings: StateSettings,
     ) -> None:
         """Call `refresh(node_id)` after every change of a node's row."""
@@ -59,6 +60,7 @@ class StateKeeper:
         self._connections = connections
         self._refresh = refresh
         self._clock = clock
+        self._clock_watch = clock_watch
         self._settings = settings
         self._supervisor = Supervisor(expected=GameNodeError)
         self._wake = Wake()
@@ -101,6 +103,8 @@ class StateKeeper:
         await self._confirm(change, remaining=None)
 
     async def _follow_up(self) -> None:
+        if self._clock_watch.jump_s() is not None:
+            return  # a deadline that only the jump made pass must not end anything (rule RA6)
         now = self._clock.now()
         for change in await self._service.due_changes(now, self._settings.batch_max):
             try:

@@ -48,6 +48,7 @@ from gamenode.server.logs.service import LogService
 from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
+from gamenode.server.pipelines.retention import RetentionSettings
 from gamenode.server.pipelines.service import GamePipelineGRPCService, Prepared
 from gamenode.server.pipelines.store import Original
 from gamenode.wire.pipeline_file import parse_pipeline
@@ -60,7 +61,7 @@ _ENDS: Final = EventFilter(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineSettings:
+class PipelineSettings(RetentionSettings):
     """Bounds of pipelines."""
 
     wait_s_max: float = 60.0
@@ -218,6 +219,13 @@ class PipelineManager:
         if len(self._log_owners) >= self._settings.log_owners_max:
             self._log_owners.clear()
         self._log_owners.add(owned)
+
+    def forget(self, pipeline_ids: Collection[str]) -> None:
+        """Let go of what is remembered of pipelines that were removed."""
+        gone = set(pipeline_ids)
+        self._log_owners = {
+            (key, node_id) for key, node_id in self._log_owners if key.pipeline_id not in gone
+        }
 
     async def node_of(self, pipeline_id: str) -> str:
         """Return the node that a pipeline is bound to; empty before a dispatch."""

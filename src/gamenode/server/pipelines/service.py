@@ -38,8 +38,10 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.placement import QueuedPipeline
-from gamenode.lib.clock import Instant
+from gamenode.domain.verification import StepKey, StepRecord
+from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
 from gamenode.server.db.database import Database
+from gamenode.server.logs import service as logs
 from gamenode.server.nodes import service as nodes
 from gamenode.server.pipelines import changes, store
 from gamenode.wire.codec import pack_order, unpack_order
@@ -170,6 +172,23 @@ class GamePipelineGRPCService:
         """Return which pipelines on these nodes may take longer than the nodes know."""
         return await self._db.read(lambda conn: store.extending(conn, node_ids, limit))
 
+    async def step_records(
+        self, pipeline_ids: Collection[str], *, batch_max: int
+    ) -> Mapping[StepKey, StepRecord]:
+        """Return what is known of the steps of these pipelines, and of every step that runs.
+
+        At most `batch_max` pipelines are named in one statement.
+        """
+        wanted = sorted(pipeline_ids)
+
+        def read(conn: Connection) -> Mapping[StepKey, StepRecord]:
+            found = store.running_records(conn)
+            for start in range(0, len(wanted), batch_max):
+                found += store.step_records(conn, wanted[start : start + batch_max])
+            return {(record.pipeline_id, record.step): record for record in found}
+
+        return await self._db.read(read)
+
     async def is_granted(self, key: LogKey, node_id: str) -> bool:
         """Return whether a node was granted this try."""
         return await self._db.read(lambda conn: store.is_granted(conn, key, node_id))
@@ -214,6 +233,10 @@ class GamePipelineGRPCService:
             f"pipeline {pipeline_id} has no step {step}",
             hint=f"its steps: {names}",
         )
+
+    async def known(self, pipeline_ids: Collection[str]) -> frozenset[str]:
+        """Return those of `pipeline_ids` that there are."""
+        return await self._db.read(lambda conn: store.known(conn, pipeline_ids))
 
     async def order(self, dispatch: Dispatch) -> ExecuteOrder:
         """Return the order of a dispatch, as it was granted."""
@@ -480,6 +503,29 @@ class GamePipelineGRPCService:
 
         await self._db.write(record)
 
+    async def remove_ended(
+        self, *, before: Instant, ended_max: int, key_keep_s: float, limit: int
+    ) -> Sequence[str]:
+        """Remove the longest ended pipelines, with steps and logs; return which, at most `limit`.
+
+        Those that ended before `before`, or before the newest `ended_max`; never one that its node
+        may still run, or of which a service lives on. Their idempotency keys stay until they are
+        `key_keep_s` old (RC5). After it, `LogService.remove` removes the bytes of the logs.
+        """
+
+        def record(conn: Connection) -> Sequence[str]:
+            ids = store.removable(conn, before=before, ended_max=ended_max, limit=limit)
+            if ids:
+                logs.remove(conn, ids)
+                store.remove(conn, ids, key_keep_ns=round(key_keep_s * NANOSECONDS_PER_S))
+            return ids
+
+        return await self._db.write(record)
+
+    async def remove_keys(self, *, now: Instant, limit: int) -> int:
+        """Remove idempotency keys that have outlived their pipelines for long enough."""
+        return await self._db.write(lambda conn: store.remove_keys(conn, now=now, limit=limit))
+
     async def apply(
         self,
         reports: Sequence[Report],
@@ -740,7 +786,11 @@ class _KeyUse:
             )
         pipeline = store.get(conn, known_id)
         if pipeline is None:
-            raise not_found(known_id)
+            raise GameNodeError(
+                ErrorCode.PIPELINE_NOT_FOUND,
+                f"idempotency key {self.key} made pipeline {known_id}, which was removed since",
+                hint="use a new key for a new request",
+            )
         return pipeline
 
 

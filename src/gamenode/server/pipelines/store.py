@@ -14,8 +14,10 @@ from sqlalchemy import (
     BindParameter,
     Connection,
     Row,
+    Select,
     and_,
     bindparam,
+    delete,
     exists,
     func,
     insert,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.sql.elements import ColumnElement
@@ -41,6 +44,7 @@ from gamenode.domain.pipeline import (
     sources_of,
 )
 from gamenode.domain.placement import QueuedPipeline
+from gamenode.domain.verification import StepRecord
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
 
@@ -510,6 +514,52 @@ def step_row(conn: Connection, pipeline_id: str, name: str) -> Row[Any] | None:
     return conn.execute(_STEP, {"of_pipeline": pipeline_id, "of_name": name}).first()
 
 
+_RECORDS: Final = select(
+    _pipelines.id,
+    _pipelines.node_id,
+    _pipelines.status.label("pipeline_status"),
+    *(
+        _steps[name]
+        for name in ("name", "type", "status", "reason", "attempt", "granted_from", "granted_to")
+    ),
+).where(_steps.pipeline_id == _pipelines.id)
+
+
+def step_records(conn: Connection, pipeline_ids: Collection[str]) -> list[StepRecord]:
+    """Return what is known of the steps of these pipelines, as far as they are known."""
+    return _records(conn, _RECORDS.where(_pipelines.id.in_(pipeline_ids)))
+
+
+def running_records(conn: Connection) -> list[StepRecord]:
+    """Return what is known of every step that runs."""
+    return _records(
+        conn,
+        _RECORDS.where(
+            _pipelines.node_id != _NOWHERE,
+            _one_of(_pipelines.status, _ACTIVE),
+            _is(_steps.status, Status.RUNNING),
+        ),
+    )
+
+
+def _records(conn: Connection, query: Select[Any]) -> list[StepRecord]:
+    return [
+        StepRecord(
+            pipeline_id=row.id,
+            step=row.name,
+            type=StepType(row.type),
+            node_id=row.node_id,
+            pipeline_status=Status(row.pipeline_status),
+            status=Status(row.status),
+            reason=Reason(row.reason),
+            attempt=row.attempt,
+            granted_from=row.granted_from,
+            granted_to=row.granted_to,
+        )
+        for row in conn.execute(query)
+    ]
+
+
 _STEPS: Final = (
     select(schema.steps).where(_steps.pipeline_id == _PIPELINE).order_by(_steps.position)
 )
@@ -753,6 +803,65 @@ _ACTIVE_STEPS: Final = (
 def active_steps(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
     """Return the rows of the steps that have not ended."""
     return conn.execute(_ACTIVE_STEPS, {"of_pipeline": pipeline_id}).all()
+
+
+_LIVES_ON: Final = exists().where(
+    _steps.pipeline_id == _pipelines.id,
+    _steps.type == StepType.SERVICE,
+    _is(_steps.status, Status.COMPLETED),
+    _steps.instance_id != "",
+)
+_REMOVABLE: Final = and_(
+    _pipelines.ended_at.is_not(None), _pipelines.cancel_acknowledged_at.is_not(None), ~_LIVES_ON
+)
+
+
+def removable(conn: Connection, *, before: Instant, ended_max: int, limit: int) -> Sequence[str]:
+    """Return the longest ended pipelines of which nothing may live, and keep others from them.
+
+    Those that ended before `before`, or before the newest `ended_max` that have ended.
+    """
+    too_old: ColumnElement[bool] = _pipelines.ended_at < before
+    first_beyond = conn.execute(
+        select(_pipelines.ended_at, _pipelines.id)
+        .where(_pipelines.ended_at.is_not(None))
+        .order_by(_pipelines.ended_at.desc(), _pipelines.id.desc())
+        .offset(ended_max)
+        .limit(1)
+    ).first()
+    if first_beyond is not None:
+        too_old = or_(too_old, tuple_(_pipelines.ended_at, _pipelines.id) <= tuple_(*first_beyond))
+    return conn.scalars(
+        select(_pipelines.id)
+        .where(_REMOVABLE, too_old)
+        .order_by(_pipelines.ended_at, _pipelines.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def remove(conn: Connection, pipeline_ids: Sequence[str], *, key_keep_ns: int) -> None:
+    """Remove pipelines with their steps; their keys stay `key_keep_ns` from their creation on."""
+    conn.execute(
+        update(schema.idempotency_keys)
+        .where(_keys.pipeline_id.in_(pipeline_ids))
+        .values(expires_at=_keys.created_at + key_keep_ns)
+    )
+    conn.execute(delete(schema.steps).where(_steps.pipeline_id.in_(pipeline_ids)))
+    conn.execute(delete(schema.pipelines).where(_pipelines.id.in_(pipeline_ids)))
+
+
+def remove_keys(conn: Connection, *, now: Instant, limit: int) -> int:
+    """Remove idempotency keys that nobody needs any more; return how many."""
+    expired = select(_keys.caller, _keys.key).where(_keys.expires_at <= now).limit(limit)
+    return conn.execute(
+        delete(schema.idempotency_keys).where(tuple_(_keys.caller, _keys.key).in_(expired))
+    ).rowcount
+
+
+def known(conn: Connection, pipeline_ids: Collection[str]) -> frozenset[str]:
+    """Return those of `pipeline_ids` that there are."""
+    return frozenset(conn.scalars(select(_pipelines.id).where(_pipelines.id.in_(pipeline_ids))))
 
 
 def step(row: Row[Any]) -> Step:

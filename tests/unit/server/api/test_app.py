@@ -339,6 +339,7 @@ INTERFACE = {
     "POST /api/v1/pipelines/{pipeline}:retry",
     "POST /api/v1/pipelines/{pipeline}:extend",
     "GET /api/v1/pipelines/{pipeline}/steps/{step}/logs",
+    "GET /api/v1/attempts:verify",
     "GET /api/v1/events",
     "GET /api/v1/tokens",
     "POST /api/v1/tokens",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gamenode.domain.log import LogKey, relative_path
+from gamenode.domain.log import LogKey, folder_of, relative_path
 
 
 class DamagedLogError(Exception):
@@ -55,6 +56,33 @@ class LogFiles:
     def reader(self, key: LogKey) -> LogReader:
         """Return the file to read from. It need not exist yet."""
         return LogReader(self._path(key))
+
+    def remove(self, pipeline_id: str) -> None:
+        """Remove every log of a pipeline. Safe to repeat.
+
+        Raises:
+            OSError: such as a disk that cannot be written to; some of it may be gone.
+        """
+        try:
+            shutil.rmtree(self._root / folder_of(pipeline_id))
+        except FileNotFoundError:
+            return
+
+    def pipelines(self) -> Iterator[list[str]]:
+        """Yield the ids of the pipelines that have logs here, some at a time.
+
+        Raises:
+            OSError: a folder cannot be read.
+        """
+        for spread in self._folders(self._root):
+            yield [folder.name for folder in self._folders(spread)]
+
+    @staticmethod
+    def _folders(parent: Path) -> list[Path]:
+        try:
+            return [Path(entry) for entry in os.scandir(parent) if entry.is_dir()]
+        except FileNotFoundError:
+            return []
 
     def _path(self, key: LogKey) -> Path:
         return self._root / f"{relative_path(key)}.log"

@@ -249,6 +249,34 @@ STEP_CONDITION_ALWAYS: StepCondition.ValueType  # 3
 """Whatever happened, a cancel included."""
 Global___StepCondition: _TypeAlias = StepCondition  # noqa: Y015
 
+class _RunState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
+    """Never sent."""
+    RUN_STATE_RUNNING: _RunState.ValueType  # 1
+    """Something of it may live."""
+    RUN_STATE_ENDED: _RunState.ValueType  # 2
+    """Nothing of it lives, and its remains are there."""
+    RUN_STATE_ABSENT: _RunState.ValueType  # 3
+    """Nothing."""
+
+class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
+    """What a host has of a run."""
+
+RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
+"""Never sent."""
+RUN_STATE_RUNNING: RunState.ValueType  # 1
+"""Something of it may live."""
+RUN_STATE_ENDED: RunState.ValueType  # 2
+"""Nothing of it lives, and its remains are there."""
+RUN_STATE_ABSENT: RunState.ValueType  # 3
+"""Nothing."""
+Global___RunState: _TypeAlias = RunState  # noqa: Y015
+
 class _CloseReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -2752,6 +2780,7 @@ class Command(_message.Message):
     CHANGE_STATE_FIELD_NUMBER: _builtins.int
     COLLECT_FIELD_NUMBER: _builtins.int
     EXTEND_FIELD_NUMBER: _builtins.int
+    VERIFY_FIELD_NUMBER: _builtins.int
     session_epoch: _builtins.int
     """The session it was made for."""
     stream_number: _builtins.int
@@ -2778,6 +2807,10 @@ class Command(_message.Message):
     def extend(self) -> Global___ExtendCommand:
         """Let a pipeline take longer."""
 
+    @_builtins.property
+    def verify(self) -> Global___VerifyCommand:
+        """State every attempt that the journal or the host holds."""
+
     def __init__(
         self,
         *,
@@ -2789,12 +2822,13 @@ class Command(_message.Message):
         change_state: Global___StateChangeRequest | None = ...,
         collect: Global___CollectCommand | None = ...,
         extend: Global___ExtendCommand | None = ...,
+        verify: Global___VerifyCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "extend", b"extend", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "extend", b"extend", "request", b"request", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "extend", b"extend", "request", b"request", "sequence", b"sequence", "session_epoch", b"session_epoch", "stream_number", b"stream_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "change_state", b"change_state", "collect", b"collect", "execute", b"execute", "extend", b"extend", "request", b"request", "sequence", b"sequence", "session_epoch", b"session_epoch", "stream_number", b"stream_number", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["execute", "cancel", "change_state", "collect", "extend"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["execute", "cancel", "change_state", "collect", "extend", "verify"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -2811,6 +2845,7 @@ class CommandAnswer(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     STATE_CHANGE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The command's number on the stream."""
     outcome: Global___CommandOutcome.ValueType
@@ -2823,6 +2858,10 @@ class CommandAnswer(_message.Message):
     def state_change(self) -> Global___StateChangeResponse:
         """The answer to a state change."""
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostAttempt]:
+        """The answer to `verify`: every attempt; an agent that cannot state them all refuses."""
+
     def __init__(
         self,
         *,
@@ -2831,10 +2870,11 @@ class CommandAnswer(_message.Message):
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
         state_change: Global___StateChangeResponse | None = ...,
+        attempts: _abc.Iterable[Global___HostAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state_change", b"state_change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "outcome", b"outcome", "reason", b"reason", "sequence", b"sequence", "state_change", b"state_change"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "message", b"message", "outcome", b"outcome", "reason", b"reason", "sequence", b"sequence", "state_change", b"state_change"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3506,6 +3546,77 @@ class CollectCommand(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CollectCommand: _TypeAlias = CollectCommand  # noqa: Y015
+
+@_typing.final
+class VerifyCommand(_message.Message):
+    """State every attempt that the journal or the host holds. Nothing is changed by it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyCommand: _TypeAlias = VerifyCommand  # noqa: Y015
+
+@_typing.final
+class HostAttempt(_message.Message):
+    """One run that is in the journal, on the host, or both."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_ID_FIELD_NUMBER: _builtins.int
+    STEP_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    IN_JOURNAL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
+    pipeline_id: _builtins.str
+    """The pipeline."""
+    step_id: _builtins.str
+    """The step's name."""
+    attempt: _builtins.int
+    """The try, from 1."""
+    run: _builtins.int
+    """The start of it, from 1."""
+    in_journal: _builtins.bool
+    """Whether the journal holds it."""
+    state: Global___RunState.ValueType
+    """What the host has of it."""
+    started_at: _builtins.int
+    """When it was started, by the node's clock. 0: not known."""
+    ended_at: _builtins.int
+    """When it ended, by the node's clock. 0: it has not, or that is not known."""
+    ending: _builtins.bool
+    """True: the agent knows that its end is wanted, and sees to it."""
+    def __init__(
+        self,
+        *,
+        pipeline_id: _builtins.str = ...,
+        step_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        run: _builtins.int = ...,
+        in_journal: _builtins.bool = ...,
+        state: Global___RunState.ValueType = ...,
+        started_at: _builtins.int = ...,
+        ended_at: _builtins.int = ...,
+        ending: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "ended_at", b"ended_at", "ending", b"ending", "in_journal", b"in_journal", "pipeline_id", b"pipeline_id", "run", b"run", "started_at", b"started_at", "state", b"state", "step_id", b"step_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostAttempt: _TypeAlias = HostAttempt  # noqa: Y015
 
 @_typing.final
 class FollowLog(_message.Message):
