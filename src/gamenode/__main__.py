@@ -71,6 +71,7 @@ AGENT_SECTIONS: Final = frozenset(
         "inventory",
         "runner",
         "logs",
+        "secrets",
     }
 )
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")

@@ -13,10 +13,13 @@ import pytest
 import pytest_asyncio
 from tests.support.logs import KEY, DirectLink, LossyLink, Output
 
+from gamenode.agent.masking import Masker, masked
+from gamenode.agent.runtime import LogBlock
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogLink, LogUploader, UploaderSettings
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import AppendAnswer, LogEnd, LogKey, LogPosition, LogStream, relative_path
+from gamenode.domain.secret import masked_texts
 from gamenode.server.db.database import Database
 from gamenode.server.logs.media.files import LogFiles
 from gamenode.server.logs.service import LogService, LogSettings
@@ -175,6 +178,47 @@ async def test_no_byte_is_lost_or_doubled_when_agents_restart(
         hash=hashlib.sha256(setup.stored()).digest(),
         complete=True,
     )
+
+
+SECRETS = masked_texts(["correct-horse-battery", "-----KEY-----\nMIIBVgIBADAN\n-----END-----\n"])
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("loss", ["nothing", "the end of the spool", "the whole spool"])
+async def test_no_secret_reaches_the_server_wherever_agents_go_on_reading(
+    setup: Setup, seed: int, loss: str
+) -> None:
+    random = Random(seed)
+    output = Output()
+
+    def source(position: LogPosition, live: asyncio.Event) -> AsyncIterator[LogBlock]:
+        blocks = (
+            LogBlock(stream=block.stream, data=block.data, at=block.at)
+            async for block in output.source(position, live)
+        )
+        return masked(blocks, SECRETS, hold_s_max=0.001)
+
+    for _ in range(4):
+        for _ in range(20):
+            stream = random.choice([LogStream.STDOUT, LogStream.STDERR])
+            words = random.choices([*SECRETS, b"correct", b"horse ", b"\n", b"-----KEY"], k=150)
+            output.print(b"".join(words), stream)
+        agent = setup.agent(LossyLink(setup.server, random, loss_ratio=0.1))
+        agent.begin(KEY, source)
+        target = setup.stored_bytes() + random.randrange(12_000)
+        await until(lambda target=target: setup.stored_bytes() >= target)  # type: ignore[misc]
+        await agent.close()
+        lose(setup, loss, random)
+    output.end()
+    agent = setup.agent(DirectLink(setup.server))
+    agent.begin(KEY, source)
+    await agent.finish(KEY, 10.0)
+    log = setup.stored()
+    for stream in (LogStream.STDOUT, LogStream.STDERR):
+        uploaded = cri.strip(cri.select(log, stream))
+        masker = Masker(SECRETS)
+        assert uploaded == masker.feed(output.written(stream))[0] + masker.finish()[0]
+        assert not any(text in uploaded for text in SECRETS)
 
 
 def lose(setup: Setup, loss: str, random: Random) -> None:

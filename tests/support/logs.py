@@ -22,6 +22,7 @@ class Block:
     stream: LogStream
     data: bytes
     at: Instant
+    masked: tuple[tuple[int, int], ...] = ()
 
 
 class Output:

@@ -27,6 +27,7 @@ from gamenode.agent.policy import OpenPolicy, Policy
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime import Ended, RunKey
 from gamenode.agent.runtime.fake import FakeHost, FakeRuntime
+from gamenode.agent.secrets import Secrets, SecretSettings
 from gamenode.agent.session import Outbox, Session, SessionSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
@@ -59,6 +60,7 @@ from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings, TaskDispatcher
 from gamenode.server.pipelines.lost import LostPipelines
 from gamenode.server.pipelines.manager import PipelineManager, PipelineSettings
+from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.server.rpc.agent_link import AgentLink, AgentLinkSettings
 from gamenode.server.rpc.servicer import GameNodeServer, RpcSettings
@@ -161,7 +163,7 @@ class ControlPlane:
             log_chunk_bytes_max=LogSettings().chunk_bytes_max,
         )
         self.service = GamePipelineGRPCService(
-            self.database, restarts_max=settings.pipelines.restarts_max
+            self.database, SecretBox(bytes(32)), restarts_max=settings.pipelines.restarts_max
         )
         files = LogFiles(folder / "logs")
         self.log_service = LogService(self.database, files, settings=LogSettings())
@@ -560,8 +562,14 @@ class NodeAgent:
             journal=self.journal,
             uploader=self.uploader,
             reporter=self.outbox,
-            envs=self._envs,
             policy=self._policy,
+            secrets=Secrets(
+                self._folder / f"{self.node_id}.secrets",
+                envs=self._envs,
+                secret_envs=(),
+                clock=self._clock,
+                settings=SecretSettings(),
+            ),
             clock=self._clock,
             settings=self._runner_settings,
         )

@@ -22,6 +22,7 @@ from gamenode.agent.link import GrpcLink, Link
 from gamenode.agent.policy import FilePolicy, Policy
 from gamenode.agent.runner import Runner
 from gamenode.agent.runtime import Runtime
+from gamenode.agent.secrets import Secrets
 from gamenode.agent.session import Outbox, Session
 from gamenode.agent.settings import AgentSettings, HostSettings
 from gamenode.agent.spool.logs import LogSpool
@@ -88,13 +89,22 @@ class Agent:
             random=random,
             pool=pool,
         )
+        secrets = Secrets(
+            # Many agents may share a folder where journals are handed in.
+            data / "secrets" if self._owns_journal else data / "secrets" / self._node_id,
+            envs=settings.envs.values,
+            secret_envs=settings.envs.secret,
+            clock=clock,
+            settings=settings.secrets,
+            pool=pool,
+        )
         self._runner = Runner(
             runtime=self._runtime,
             journal=self._journal,
             uploader=self._uploader,
             reporter=self._outbox,
-            envs=envs,
             policy=policy,
+            secrets=secrets,
             clock=clock,
             settings=settings.runner,
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +28,7 @@ from gamenode.agent.journal import (
 )
 from gamenode.agent.policy import Policy
 from gamenode.agent.runtime import Ended, Found, LogBlock, Running, Runtime, StartError
+from gamenode.agent.secrets import Secrets
 from gamenode.agent.uploader import LogUploader
 from gamenode.domain.command import (
     CancelOrder,
@@ -52,7 +54,6 @@ from gamenode.domain.pipeline import (
     StepReport,
     StepType,
 )
-from gamenode.domain.template import fill_container
 from gamenode.domain.verification import HostAttempt, RunState
 from gamenode.lib.clock import NANOSECONDS_PER_S, Clock, Instant
 from gamenode.lib.groups import QueueFullError
@@ -176,8 +177,8 @@ class Runner:
         journal: Journal,
         uploader: LogUploader,
         reporter: Reporter,
-        envs: Mapping[str, str],
         policy: Policy,
+        secrets: Secrets,
         clock: Clock,
         settings: RunnerSettings,
     ) -> None:
@@ -186,8 +187,8 @@ class Runner:
         self._journal = journal
         self._uploader = uploader
         self._reporter = reporter
-        self._envs = envs
         self._policy = policy
+        self._secrets = secrets
         self._clock = clock
         self._settings = settings
         self._supervisor = Supervisor()
@@ -200,10 +201,15 @@ class Runner:
 
     def resume(self) -> None:
         """Go on with everything that the journal holds."""
-        for service in self._journal.services():
+        services, held = self._journal.services(), self._journal.held()
+        self._secrets.resume(
+            (one.order for one in held if one.order is not None),
+            (service.key.pipeline_id for service in services),
+        )
+        for service in services:
             self._watch_service(service)
-        for held in self._journal.held():
-            self._begin(held)
+        for one in held:
+            self._begin(one)
         _ = self._supervisor.start("remains", self._remove_remains())
 
     def held(self) -> list[Dispatch]:
@@ -442,13 +448,18 @@ class Runner:
             work.tries[first] = Try(key=first)
         # In the table before the journal answers: a statement made meanwhile must not leave it out.
         self._works[order.dispatch] = work
+        kept = False
         try:
+            await self._secrets.keep(order)
+            kept = True
             await self._journal.accept(order, first, now=now)
         except BaseException as error:
             del self._works[order.dispatch]
             # Refused means that it never will run here, so that another node may take it (P2).
-            if not isinstance(error, Exception) or not certainly_unwritten(error):
+            unwritten = isinstance(error, Exception) and (not kept or certainly_unwritten(error))
+            if not unwritten:
                 raise
+            await self._forget_secrets(order.dispatch.pipeline_id)
             return OrderAnswer(
                 outcome=OrderOutcome.REFUSED,
                 reason="JOURNAL",
@@ -512,9 +523,15 @@ class Runner:
             try:
                 await call()
             except Exception:  # noqa: BLE001 - the last resort of everything that is held
-                _log.exception(
+                # Whatever it was, its words may hold what a step was given.
+                trace = self._secrets.mask(pipeline_id, traceback.format_exc())
+                _log.error(
                     "pipeline goes on after an unexpected failure",
-                    extra={"event": "runner.failed", "pipeline_id": pipeline_id},
+                    extra={
+                        "event": "runner.failed",
+                        "pipeline_id": pipeline_id,
+                        "exception": trace,
+                    },
                 )
                 await asyncio.sleep(self._settings.repeat_s)
             else:
@@ -660,9 +677,14 @@ class Runner:
             StartError: it certainly did not start; POLICY, this node does not allow it.
             GameNodeError: the container's texts cannot be filled in.
         """
-        # The node's own values win: a caller supplies only what it does not define (F6).
-        envs = {**(work.order.envs if work.order else {}), **self._envs}
-        filled = fill_container(step.container, envs)
+        pipeline_id = key.pipeline_id
+        if missing := self._secrets.missing(pipeline_id, step.container):
+            raise StartError(
+                Reason.SECRET_MISSING,
+                f"this node has no value of {', '.join(missing)} any more: run the pipeline again",
+            )
+        envs = work.order.envs if work.order else {}
+        filled = self._secrets.fill(pipeline_id, step.container, envs)
         # Asked before, so that nothing is fetched for nothing, and right before the start, since a
         # path may lead elsewhere by then.
         container = await self._policy.admit(filled, runtime=self._runtime.name)
@@ -738,7 +760,8 @@ class Runner:
     async def _ended(
         self, work: _Work, key: LogKey, outcome: Outcome, *, service: KeptService | None = None
     ) -> Outcome:
-        outcome = replace(outcome, message=self._sayable(outcome.message))
+        message = self._secrets.mask(key.pipeline_id, outcome.message)
+        outcome = replace(outcome, message=self._sayable(message))
         await self._journal.end_try(key, outcome, service=service)
         work.tries[key] = replace(work.tries[key], outcome=outcome)
         return outcome
@@ -751,7 +774,8 @@ class Runner:
 
     def _follow_log(self, key: LogKey, outcome: Outcome, *, new: bool = False) -> None:
         def source(position: LogPosition, live: asyncio.Event) -> AsyncIterator[LogBlock]:
-            return self._runtime.read_log(key, position, live=live)
+            printed = self._runtime.read_log(key, position, live=live)
+            return self._secrets.log(key.pipeline_id, printed)
 
         if outcome.started_at is not None:
             self._uploader.begin(key, source, new=new)
@@ -808,9 +832,20 @@ class Runner:
         async with self._turn(work.dispatch):
             await self._journal.release(work.dispatch)
             self._works.pop(work.dispatch, None)
+        await self._forget_secrets(work.dispatch.pipeline_id)
         for key in work.tries:
             if key not in self._services:
                 await self._clean(key)
+
+    async def _forget_secrets(self, pipeline_id: str) -> None:
+        """Forget a pipeline's secrets once no dispatch of it is held and no service of it lives."""
+
+        def needed() -> bool:
+            return any(d.pipeline_id == pipeline_id for d in self._works) or any(
+                key.pipeline_id == pipeline_id for key in self._services
+            )
+
+        await self._secrets.forget(pipeline_id, unless=needed)
 
     async def _clean(self, key: LogKey) -> None:
         """Remove an ended run and its log from the host, once the server has all of the log."""
@@ -851,6 +886,7 @@ class Runner:
             await self._uploader.forget(key)
         await self._journal.forget_service(key)
         self._services.pop(key, None)
+        await self._forget_secrets(key.pipeline_id)
         if not self._is_known(key):
             await self._clean(key)
 

@@ -11,6 +11,7 @@ from gamenode.agent.inventory.collector import CollectorSettings
 from gamenode.agent.inventory_reporter import ReporterSettings
 from gamenode.agent.link import LinkSettings
 from gamenode.agent.runner import RunnerSettings
+from gamenode.agent.secrets import SecretSettings
 from gamenode.agent.session import SessionSettings
 from gamenode.agent.uploader import UploaderSettings
 from gamenode.lib.clock import ClockSettings
@@ -49,6 +50,8 @@ class EnvSettings:
 
     values: Mapping[str, str] = field(default_factory=dict)
     """A table: name = "value". Pipelines name them; the server learns the names alone."""
+    secret: frozenset[str] = frozenset()
+    """Names of those whose values are masked in logs, and stand in `environment` alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,5 +66,6 @@ class AgentSettings:
     clock: ClockSettings = field(default_factory=ClockSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     logs: UploaderSettings = field(default_factory=UploaderSettings)
+    secrets: SecretSettings = field(default_factory=SecretSettings)
     inventory: ReporterSettings = field(default_factory=ReporterSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)

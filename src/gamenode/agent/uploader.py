@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ class Block(Protocol):
     @property
     def at(self) -> Instant:
         """When they were read."""
+
+    @property
+    def masked(self) -> Sequence[tuple[int, int]]:
+        """Parts of `data`, in order, that no piece may end in: secrets that are masked."""
 
 
 Source = Callable[[LogPosition, asyncio.Event], AsyncIterator[Block]]
@@ -440,6 +445,10 @@ class _Upload:
         """Spool a piece of a block, at most one chunk; on a thread."""
         most = self._shared.chunk_bytes_max - _RECORD_BYTES_MAX
         end, framed = cri.frame_piece(block.stream, block.at, block.data, start, most)
+        whole = _before_masked(block.masked, start, end)
+        if whole < end:
+            # Who goes on reading from a piece's end must meet a secret as a whole, to mask it.
+            end, framed = whole, cri.frame(block.stream, block.at, block.data[start:whole])
         position = cri.advance(self._read.position, block.stream, end - start, framed)
         limit = self._settings.log_bytes_max
         if self._read.end + len(framed) >= limit:
@@ -644,6 +653,14 @@ class _Upload:
         self._acknowledged = next_offset
         self._server_hash = stored_hash
         self._stopped = True
+
+
+def _before_masked(masked: Sequence[tuple[int, int]], start: int, end: int) -> int:
+    """Return the beginning of the masked part that `end` falls into, behind `start`; or `end`."""
+    last = bisect_left(masked, (end,)) - 1
+    if last >= 0 and start < masked[last][0] and end < masked[last][1]:
+        return masked[last][0]
+    return end
 
 
 @dataclass(frozen=True, slots=True)

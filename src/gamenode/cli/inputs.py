@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import click
+
+from gamenode.cli.terminal import one_line
 from gamenode.domain.errors import ErrorCode, GameNodeError, Violation, invalid
 
 STDIN: Final = "-"
+
+
+def can_ask() -> bool:
+    """Return whether somebody sits at a terminal and can be asked for a value."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(name: str, schema: Mapping[str, Any]) -> str:
+    """Ask for the value of an arg that `schema` describes; what is secret is not shown.
+
+    Raises:
+        click.Abort: nothing was given.
+    """
+    secret = bool(schema.get("writeOnly"))
+    described = f"{name} ({schema['description']})" if schema.get("description") else name
+    choices = schema.get("enum")
+    # A choice is said in the question and checked by the server, like all the others.
+    question = f"{described} [{'|'.join(choices)}]" if choices else described
+    value: str = click.prompt(one_line(question), hide_input=secret, err=True)
+    return value
 
 
 class Inputs:

@@ -79,6 +79,21 @@ _FILE: Final = View(
         Column("ENVS", lambda body: ",".join(body["envs"])),
     ),
     name=lambda body: str(body["name"]),
+    parts=(
+        Part(
+            "args",
+            (
+                Column("ARG", field("name")),
+                Column("TYPE", field("type")),
+                Column("REQUIRED", field("required")),
+                Column("DEFAULT", field("default")),
+                Column("ONE_OF", lambda body: ",".join(body["choices"])),
+                Column("PATTERN", field("pattern")),
+                Column("DESCRIPTION", field("description")),
+            ),
+            empty="no args",
+        ),
+    ),
 )
 
 pipelines = Group("pipelines", short_help="List, show, check, cancel, extend, retry pipelines.")

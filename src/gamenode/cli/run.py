@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -16,7 +16,7 @@ from gamenode.cli.errors import (
     UnreachableError,
 )
 from gamenode.cli.follow import Deadline, PipelineFollower, log_source, outcome
-from gamenode.cli.inputs import Inputs
+from gamenode.cli.inputs import Inputs, ask, can_ask
 from gamenode.cli.names import complete_nodes
 from gamenode.cli.output import Format
 from gamenode.cli.pipelines import VIEW
@@ -68,7 +68,7 @@ def run(
     """
     inputs = Inputs(bytes_max=invocation.settings.file_bytes_max)
     invocation.file = file.removeprefix("@")
-    request = {
+    request: dict[str, Any] = {
         "file": inputs.file(file, field="FILE"),
         "args": inputs.pairs(args, option="-a"),
         "envs": inputs.pairs(envs, option="-e"),
@@ -78,7 +78,14 @@ def run(
     }
     key = key or UuidV7(invocation.clock).new()
     try:
-        pipeline = _create(invocation, request, key)
+        try:
+            pipeline = _create(invocation, request, key)
+        except ApiError as error:
+            asked = _ask_missing(invocation, request, error) if can_ask() else {}
+            if not asked:
+                raise
+            request["args"] = {**request["args"], **asked}
+            pipeline = _create(invocation, request, key)
     except KeyboardInterrupt:
         invocation.output.tell(
             "\ninterrupted before the server answered; it may have started:"
@@ -120,6 +127,19 @@ def _create(invocation: Invocation, request: Body, key: str) -> Body:
                 raise
         else:
             return created
+
+
+def _ask_missing(invocation: Invocation, request: Body, error: ApiError) -> dict[str, str]:
+    """Return the required args that were not given, as somebody types them; none otherwise."""
+    if error.code != ErrorCode.INVALID_REQUEST:
+        return {}
+    try:
+        declared = invocation.client.post("/pipelines:validate", {"file": request["file"]})
+    except ApiError:
+        return {}  # the file itself is wrong, as was said already
+    schema = declared["args_schema"]
+    missing = [name for name in schema["required"] if name not in request["args"]]
+    return {name: ask(name, schema["properties"][name]) for name in missing}
 
 
 def _undecided(error: UnreachableError, key: str) -> UnreachableError:

@@ -54,6 +54,8 @@ class ExecuteOrder:
     timeout_s: float | None = None
     envs: Mapping[str, str] = field(default_factory=dict)
     """Values of declared envs that the node does not define itself."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Values of secret args; their templates stand in `environment`. Never in a journal (RG3)."""
     state_version: int = 0
     extended_s: float = 0.0
     """By how much the limits of the pipeline and of its steps have been extended so far."""

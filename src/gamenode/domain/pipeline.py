@@ -70,6 +70,7 @@ class Reason(StrEnum):
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
     POLICY = "POLICY"
     REFUSED = "REFUSED"
+    SECRET_MISSING = "SECRET_MISSING"  # noqa: S105 - a reason, not a secret
     CANCELLED_BY_USER = "CANCELLED_BY_USER"
     AGENT_STOPPED = "AGENT_STOPPED"
 
@@ -204,6 +205,7 @@ class ArgType(StrEnum):
     INTEGER = "integer"
     BOOLEAN = "boolean"
     CHOICE = "choice"
+    SECRET = "secret"  # noqa: S105 - a kind: a string that no record, log or argv shows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +248,7 @@ class NewPipeline:
 
     file: str
     """The text of a pipeline file."""
-    args: Mapping[str, str] = field(default_factory=dict)
+    args: Mapping[str, str] = field(default_factory=dict, repr=False)  # some may be secret
     envs: Mapping[str, str] = field(default_factory=dict)
     node: str = ""
     """Where it must run; empty leaves it to the file and the placement."""

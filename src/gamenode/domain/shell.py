@@ -6,7 +6,8 @@ word. Quotes are only added where the author's own are not, which is what the sc
 were it ever wrong, a value might be split into words, but it still could not run anything.
 
 Where a variable would not mean its value (single quotes, here-documents, arithmetic, backquotes)
-a template is a mistake.
+a template is a mistake. So it is in text that the shell, or one that it starts, reads a second time
+as a script: `eval`, `trap`, the script of `sh -c`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from gamenode.domain.template import Mistake, Namespace, Template, find
+from gamenode.domain.template import OPENING, Mistake, Namespace, Template, find
 
 VARIABLE_PREFIXES: Final = {
     Namespace.ARGS: "GAMENODE_ARG_",
@@ -33,6 +34,22 @@ _TROUBLES: Final = {
     "<<": ("in or after a here-document", _BY_ENVIRONMENT),
     "$'": ("after $'…', which shells read differently", _BY_ENVIRONMENT),
     "case": ("in a $(…) that holds a case", _BY_ENVIRONMENT),
+    "again": ("in what is read as a script once more", _BY_ENVIRONMENT),
+}
+
+_WORD_BEGINS: Final = r"(?<![^\s;&|()`/])"
+_READ_AGAIN: Final = re.compile(
+    rf"{_WORD_BEGINS}(?:(?P<whole>eval|trap|let)\s"
+    r"|(?:ba|da|a|k|z)?sh(?:\s+[-+][a-zA-Z]*[oO]\s+\w+|\s+[-+]\S+){0,8}?\s+-[a-zA-Z]*c[a-zA-Z]*\s)"
+    # Where two sides are compared as numbers, bash calculates what they hold.
+    r"|(?P<compared>\[\[\s(?=[^\]]{0,1000}?\s-(?:eq|ne|l[te]|g[te])\s))"
+)
+"""What makes a shell read its words once more: all of them, or the next one as its script."""
+_QUOTED: Final = r"\"(?:[^\"\\]|\\.)*+(?:\"|(?P<open>\Z))|'[^']*+'?|\\."
+_AGAIN_TO: Final = {
+    "script": re.compile(rf"\s*(?:{_QUOTED}|[^\s;&|\"'\\])*+", re.DOTALL),
+    "whole": re.compile(rf"(?:{_QUOTED}|[^;&|\n\"'\\])*+", re.DOTALL),
+    "compared": re.compile(r"(?:(?!\]\]).)*+", re.DOTALL),
 }
 
 _SUBSTITUTION: Final = r"\$?\(\(|\$\(|\$\{"
@@ -73,6 +90,8 @@ class Shell:
         self.variables: dict[str, str] = {}
         """The variables that the lines written so far need: name to template."""
         self._contexts: list[str] = []
+        self._again_in: int | None = None
+        """How deep the quotes are, of an earlier line, whose text is read once more."""
         self._beyond: str | None = None
         self._mark_end = 0
 
@@ -81,18 +100,26 @@ class Shell:
         parts: list[str] = []
         mistakes: list[Mistake] = []
         end = self._mark_end = 0
+        again = _read_again(text) if OPENING in text or '"' in text else []
         for found in find(text):
             self._advance(text, end, found.start)
             if isinstance(found, Mistake):
                 mistakes.append(found)
                 continue
-            if trouble := self._trouble(text, found):
+            trouble = self._trouble(text, found)
+            while again and again[0][1] <= found.start:
+                del again[0]
+            if self._again_in is not None or (again and again[0][0] <= found.start):
+                trouble = trouble or _TROUBLES["again"]
+            if trouble:
                 mistakes.append(
                     Mistake(found.start, f"a template cannot stand {trouble[0]}", trouble[1])
                 )
             parts += text[end : found.start], self._variable(found)
             end = found.end
         self._advance(text, end, len(text))
+        if again and again[-1][2] and self._again_in is None and self._contexts[-1:] == ['"']:
+            self._again_in = len(self._contexts)
         self._advance("\n", 0, 1)
         return "".join([*parts, text[end:]]), mistakes
 
@@ -123,6 +150,8 @@ class Shell:
     def _take(self, context: str, mark: str) -> None:
         if mark == _CLOSING.get(context):
             self._contexts.pop()
+            if self._again_in is not None and len(self._contexts) < self._again_in:
+                self._again_in = None
         elif mark in {"<<", "$'"} or (mark == "case" and "$(" in self._contexts):
             self._beyond = self._beyond or mark
         elif mark == "(" and context in {"((", "a("}:
@@ -131,6 +160,19 @@ class Shell:
             pass  # an ordinary character there
         elif mark in _OPENING:
             self._contexts.append(_OPENING[mark])
+
+
+def _read_again(text: str) -> list[tuple[int, int, bool]]:
+    """Return which parts of a line are read once more, and whether quotes there stay open."""
+    parts: list[tuple[int, int, bool]] = []
+    at = 0
+    while begin := _READ_AGAIN.search(text, at):
+        to = _AGAIN_TO[begin.lastgroup or "script"].match(text, begin.end())
+        assert to is not None
+        is_open = "open" in to.re.groupindex and to["open"] is not None
+        parts.append((begin.end(), to.end(), is_open))
+        at = max(to.end(), begin.end())
+    return parts
 
 
 def script_index(words: Sequence[str]) -> int | None:

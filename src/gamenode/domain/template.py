@@ -7,7 +7,7 @@ exception that `gamenode.domain.shell` deals with before anything is filled.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from typing import Final, cast
@@ -15,6 +15,7 @@ from typing import Final, cast
 from gamenode.domain.container import text_problem
 from gamenode.domain.errors import ErrorCode, GameNodeError, Violation
 from gamenode.domain.pipeline import ContainerSpec
+from gamenode.domain.secret import ADVICE, may_hold_secrets
 
 OPENING: Final = "${{"
 NAME_LENGTH_MAX: Final = 64
@@ -91,24 +92,57 @@ def map_texts(container: ContainerSpec, change: Callable[[str, str], str]) -> Co
     return cast("ContainerSpec", _map(container, "", change))
 
 
-def fill_container(container: ContainerSpec, envs: Mapping[str, str]) -> ContainerSpec:
-    """Return `container` with its `${{ envs.NAME }}` filled from `envs`; args were filled before.
+def names_used(container: ContainerSpec, namespace: Namespace) -> frozenset[str]:
+    """Return the names in `namespace` that the texts of `container` hold templates of."""
+    names: set[str] = set()
 
-    Shell text needs no care here: it holds variables, whose values stand in `environment`.
+    def noted(_: str, text: str) -> str:
+        names.update(_names(text, namespace))
+        return text
+
+    map_texts(container, noted)
+    return frozenset(names)
+
+
+def fill_container(
+    container: ContainerSpec,
+    envs: Mapping[str, str],
+    *,
+    secrets: Mapping[str, str] | None = None,
+    secret_envs: Collection[str] = (),
+) -> ContainerSpec:
+    """Return `container` with what the server left open: its envs, and its secret args.
+
+    `${{ envs.NAME }}` is filled from `envs`, `${{ args.NAME }}` from `secrets`; other args were
+    filled before. Shell text needs no care here: it holds variables, whose values stand in
+    `environment`.
 
     Raises:
-        GameNodeError: INVALID_REQUEST, with a violation for each name that `envs` lacks, and for
-            each text that is wrong once it is filled.
+        GameNodeError: INVALID_REQUEST, with a violation for each name that has no value, for each
+            secret that stands where others could read it, and for each text that is wrong once it
+            is filled.
     """
-    missing: dict[str, Violation] = {}
+    missing: dict[tuple[Namespace, str], Violation] = {}
     wrong: list[Violation] = []
-    values = {Namespace.ENVS: envs}
+    values = {Namespace.ENVS: envs, Namespace.ARGS: secrets or {}}
+    hidden: Mapping[Namespace, Collection[str]] = {
+        Namespace.ENVS: secret_envs,
+        Namespace.ARGS: values[Namespace.ARGS],
+    }
 
     def filled(path: str, text: str) -> str:
-        absent = [name for name in _env_names(text) if name not in envs]
-        for name in absent:
-            missing.setdefault(name, _missing(path, name))
-        if absent:
+        right = True
+        for namespace, known in values.items():
+            for name in _names(text, namespace):
+                if name not in known:
+                    missing.setdefault((namespace, name), _missing(path, namespace, name))
+                elif name in hidden[namespace] and not may_hold_secrets(path):
+                    reason = f"{namespace}.{name} is secret, and others could read it here"
+                    wrong.append(Violation(field=_FIELD + path, reason=reason, advice=ADVICE))
+                else:
+                    continue
+                right = False
+        if not right:
             return text
         result = fill(text, values)
         if result is not text and (problem := text_problem(path, result)):
@@ -127,13 +161,15 @@ def fill_container(container: ContainerSpec, envs: Mapping[str, str]) -> Contain
     return changed
 
 
-def _env_names(text: str) -> Iterator[str]:
+def _names(text: str, namespace: Namespace) -> Iterator[str]:
     for found in find(text):
-        if isinstance(found, Template) and found.namespace is Namespace.ENVS:
+        if isinstance(found, Template) and found.namespace is namespace:
             yield found.name
 
 
-def _missing(path: str, name: str) -> Violation:
+def _missing(path: str, namespace: Namespace, name: str) -> Violation:
+    if namespace is Namespace.ARGS:
+        return Violation(field=_FIELD + path, reason=f"the value of the secret {name} is missing")
     return Violation(
         field=_FIELD + path,
         reason=f"the node has no env {name}",

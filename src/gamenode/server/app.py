@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from gamenode.domain.command import Closed, CloseReason
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.lib.clock import Clock, ClockWatch, after
+from gamenode.lib.durable import write_private
 from gamenode.lib.folder import hold_folder
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import Supervisor
@@ -50,6 +50,7 @@ from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.lost import LostPipelines
 from gamenode.server.pipelines.manager import PipelineManager
 from gamenode.server.pipelines.retention import Retention
+from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.server.pipelines.verifier import AttemptVerifier
 from gamenode.server.rpc.agent_link import AgentLink
@@ -62,7 +63,7 @@ from gamenode.wire.gen.gamenode.v1 import gamenode_pb2_grpc as pb_grpc
 _log = logging.getLogger(__name__)
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
 _PURGE_INTERVAL_S: Final = 3600.0
-_AUDIT_KEY_BYTES: Final = 32
+_KEY_BYTES: Final = 32
 
 
 class Server:
@@ -90,7 +91,16 @@ class Server:
                 database_settings, url=f"sqlite:///{(data / 'gamenode.db').absolute()}"
             )
         self._database = Database.open(database_settings, clock=clock)
-        audit_key = _audit_key(data / "audit.key")
+        audit_key = _key(
+            data / "audit.key",
+            "put it back from a backup: without it the audit log cannot be verified",
+        )
+        secret_box = SecretBox(
+            _key(
+                data / "secrets.key",
+                "put it back from a backup: without it waiting pipelines lose their secrets",
+            )
+        )
         self._feed = EventFeed(self._database, settings=settings.events, audit_key=audit_key)
         self._database.on_commit(self._feed)
         self._access = AccessManager(
@@ -112,7 +122,7 @@ class Server:
             log_chunk_bytes_max=settings.logs.chunk_bytes_max,
         )
         self._pipeline_service = GamePipelineGRPCService(
-            self._database, restarts_max=settings.pipelines.restarts_max
+            self._database, secret_box, restarts_max=settings.pipelines.restarts_max
         )
         files = LogFiles(data / "logs")
         self._log_service = LogService(self._database, files, settings=settings.logs)
@@ -234,6 +244,7 @@ class Server:
         self._supervisor.keep("pipelines.retention", self._retention.run)
         self._supervisor.keep("metrics.purge", self._metrics.purge)
         self._supervisor.keep("events.purge", self._purge_events)
+        self._supervisor.keep("pipelines.forget_secrets", self._pipelines.forget_secrets)
         self._supervisor.keep("events.internal_errors", self._internal_errors.run)
         self._supervisor.keep("access.flush", self._access.flush)
         self._serving = asyncio.get_running_loop().create_task(
@@ -417,33 +428,18 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def _audit_key(path: Path) -> bytes:
-    """Return the key of the audit chain; the first start makes it (RC4).
+def _key(path: Path, hint: str) -> bytes:
+    """Return a key of 32 bytes; the first start makes it, outside the database.
 
     Raises:
         GameNodeError: CONFLICT, the file holds no key.
     """
     if not path.exists():
-        # Renamed when it is whole: a crash must not leave an empty key, which anybody knows.
-        new = path.with_suffix(".new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_AUDIT_KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        # Whole or not there: a crash must not leave an empty key, which anybody knows.
+        write_private(path, os.urandom(_KEY_BYTES))
     key = path.read_bytes()
-    if len(key) != _AUDIT_KEY_BYTES:
-        raise GameNodeError(
-            ErrorCode.CONFLICT,
-            f"{path} is not the key of an audit log",
-            hint="put it back from a backup: without it the audit log cannot be verified",
-        )
+    if len(key) != _KEY_BYTES:
+        raise GameNodeError(ErrorCode.CONFLICT, f"{path} is not a key", hint=hint)
     return key
 
 

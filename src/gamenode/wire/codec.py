@@ -715,6 +715,7 @@ def _encode_execute(order: ExecuteOrder, message: pb.ExecuteCommand) -> None:
         message.timeout_s = order.timeout_s
     message.envs.update(order.envs)
     message.extended_s = order.extended_s
+    message.secrets.update(order.secrets)
     for step in order.steps:
         entry = message.steps.add(
             name=step.name,
@@ -737,6 +738,7 @@ def _decode_execute(message: pb.ExecuteCommand) -> ExecuteOrder:
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
         envs=dict(message.envs),
         extended_s=message.extended_s,
+        secrets=dict(message.secrets),
         steps=tuple(
             GrantedStep(
                 name=step.name,
@@ -755,9 +757,13 @@ def _decode_execute(message: pb.ExecuteCommand) -> ExecuteOrder:
 
 
 def pack_order(order: ExecuteOrder) -> bytes:
-    """Return an order as bytes: what the agent's journal and the server's row keep."""
+    """Return an order as bytes: what the agent's journal and the server's row keep.
+
+    Secrets are left out: no record holds them (rule RG3).
+    """
     message = pb.ExecuteCommand()
     _encode_execute(order, message)
+    message.ClearField("secrets")
     return message.SerializeToString()
 
 

@@ -23,6 +23,7 @@ from gamenode.domain import node as nodes
 from gamenode.domain import pipeline as pipelines
 from gamenode.domain.errors import GameNodeError
 from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
+from gamenode.wire.args_schema import args_json_schema
 from gamenode.wire.errors import OUTWARD
 
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
@@ -335,12 +336,20 @@ class PipelineRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     selector: Annotated[Text, Meta(max_length=1024)] = ""
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
 
+    def __repr__(self) -> str:
+        """Show no values: some may be secret."""
+        return f"PipelineRequest(args={list(self.args)}, node={self.node!r})"
+
 
 class ValidateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pipeline file to look at; its args are looked at too where they are given."""
 
     file: Annotated[Text, Meta(description="The text of a pipeline file.")]
     args: dict[Text, ArgValue] | None = None
+
+    def __repr__(self) -> str:
+        """Show no values: some may be secret."""
+        return f"ValidateRequest(args={list(self.args or ())})"
 
 
 class CancelRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -396,6 +405,9 @@ class PipelineFile(Struct, frozen=True, kw_only=True):
     name: str
     description: str
     args: Sequence[DeclaredArg]
+    args_schema: Annotated[
+        dict[str, Any], Meta(description="The JSON Schema (draft 2020-12) of the args' values.")
+    ]
     envs: Sequence[str]
     steps: Sequence[DeclaredStep]
 
@@ -726,6 +738,7 @@ def encode_pipeline_file(spec: pipelines.PipelineSpec) -> PipelineFile:
             )
             for arg in spec.args
         ],
+        args_schema=args_json_schema(spec.args),
         envs=spec.envs,
         steps=[
             DeclaredStep(name=step.name, type=step.type, when=step.condition) for step in spec.steps

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Final
 
-from gamenode.domain.pipeline import PipelineSpec
+from gamenode.domain.pipeline import ArgType, PipelineSpec
+from gamenode.domain.secret import ADVICE
 from gamenode.domain.template import Namespace
 from gamenode.wire.pipeline_schema import PIPELINE, name_of
 from gamenode.wire.shapes import JsonSchema, Reading
@@ -16,11 +18,16 @@ from gamenode.wire.yaml_document import (
     MapNode,
     Node,
     Problems,
+    ScalarNode,
     decode_text,
     read_document,
 )
 
 _FILES_KEPT_MAX: Final = 64
+_HOLDS_SECRETS: Final = re.compile(
+    r"steps\[\d+\]\.container\.(?:environment|commands)\b.*", re.DOTALL
+)
+# Where a secret can stand: its own processes alone read it there. In commands it is a variable.
 
 
 def parse_pipeline(text: str | bytes, *, file: str = "pipeline") -> PipelineSpec:
@@ -75,8 +82,16 @@ def _check_declared(document: Node, reading: Reading) -> None:
         Namespace.ARGS: set(_names(document, "args")),
         Namespace.ENVS: set(_names(document, "envs")),
     }
+    secret = set(_secrets(document))
     for use in reading.uses:
         template = use.template
+        if (
+            template.namespace is Namespace.ARGS
+            and template.name in secret
+            and not _HOLDS_SECRETS.fullmatch(use.field)
+        ):
+            reason = f"holds the secret {template.name}, and others could read it here"
+            reading.problems.add(use.field, use.mark, reason, ADVICE)
         names = declared[template.namespace]
         if template.name not in names:
             reason = f"uses {template.namespace}.{template.name}, which is not declared"
@@ -90,10 +105,16 @@ def _declare(kind: Namespace, name: str, declared: Collection[str], reading: Rea
 
 
 def _names(document: Node, key: str) -> Iterator[str]:
+    return (name for item in _items(document, key) if (name := name_of(item)) is not None)
+
+
+def _secrets(document: Node) -> Iterator[str]:
+    for item in _items(document, "args"):
+        declared = item.entries.get("type") if isinstance(item, MapNode) else None
+        if declared and isinstance(declared[1], ScalarNode) and declared[1].text == ArgType.SECRET:
+            yield name_of(item) or ""
+
+
+def _items(document: Node, key: str) -> Sequence[Node]:
     declared = document.entries.get(key) if isinstance(document, MapNode) else None
-    if not declared or not isinstance(declared[1], ListNode):
-        return
-    for item in declared[1].items:
-        name = name_of(item)
-        if name is not None:
-            yield name
+    return declared[1].items if declared and isinstance(declared[1], ListNode) else ()

@@ -487,8 +487,10 @@ _STEP: Final[Record[StepSpec]] = Record(
 
 def _arg(values: dict[str, Any], complain: Complain) -> ArgSpec | None:
     arg = ArgSpec(**values)
-    if arg.pattern and arg.type is not ArgType.STRING:
-        complain("is only for strings", "remove it, or the type", "pattern")
+    if arg.pattern and arg.type not in {ArgType.STRING, ArgType.SECRET}:
+        complain("is only for strings and secrets", "remove it, or the type", "pattern")
+    elif arg.default is not None and arg.type is ArgType.SECRET:
+        complain("would show a secret to whoever reads the file", "remove it", "default")
     elif arg.pattern and (reason := _pattern_problem(arg.pattern)):
         complain(reason, "simple patterns only: no look-around, no references", "pattern")
     elif arg.choices and arg.type is not ArgType.CHOICE:
@@ -526,8 +528,8 @@ _ARG: Final[ByKind[ArgSpec]] = ByKind(
         keys={
             "name": Key(shape=Text(form=_NAME), doc="Its name.", required=True),
             "type": Key(
-                shape=Choice(ArgType, later=("secret",)),
-                doc="string (default), integer, boolean or choice.",
+                shape=Choice(ArgType),
+                doc="string (default), integer, boolean, choice or secret.",
             ),
             "default": Key(
                 shape=Text(), doc="Its value where none is given; without one it is required."
@@ -535,7 +537,7 @@ _ARG: Final[ByKind[ArgSpec]] = ByKind(
             "description": Key(shape=_DESCRIPTION, doc="What it is for."),
             "pattern": Key(
                 shape=Text(length_min=1, length_max=PATTERN_LENGTH_MAX),
-                doc="What the whole of a string must match.",
+                doc="What the whole of a string or a secret must match.",
             ),
             "choices": Key(
                 shape=ListOf(item=Text(), count_min=1, count_max=ITEMS_MAX, unique=name_of),

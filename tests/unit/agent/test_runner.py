@@ -18,6 +18,7 @@ from gamenode.agent.journal import Journal, Outcome
 from gamenode.agent.policy import OpenPolicy
 from gamenode.agent.runner import Runner, RunnerSettings
 from gamenode.agent.runtime.fake import FakeRuntime
+from gamenode.agent.secrets import Secrets, SecretSettings
 from gamenode.agent.spool.logs import LogSpool
 from gamenode.agent.uploader import LogUploader, UploaderSettings
 from gamenode.domain.command import (
@@ -88,6 +89,7 @@ class TakesEverything:
 
     def __init__(self) -> None:
         self.lengths: dict[LogKey, int] = {}
+        self.logs: dict[LogKey, bytes] = {}
         self.here = asyncio.Event()
         self.here.set()
 
@@ -98,6 +100,7 @@ class TakesEverything:
         length = self.lengths.get(key, 0)
         if offset == length:
             length = self.lengths[key] = offset + len(chunk)
+            self.logs[key] = self.logs.get(key, b"") + chunk
         return AppendAnswer(next_offset=length, position=position, hash=b"")
 
 
@@ -143,6 +146,7 @@ class Node:
     clock: LoopClock = field(default_factory=LoopClock)
     reports: list[Report] = field(default_factory=list)
     server: TakesEverything = field(default_factory=TakesEverything)
+    envs: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.host = RecordingHost(clock=self.clock)
@@ -153,13 +157,20 @@ class Node:
         self.uploader = LogUploader(
             link=self.server, spool=LogSpool(self.folder / "spool"), settings=UploaderSettings()
         )
+        self.secrets = Secrets(
+            self.folder / "secrets",
+            envs=self.envs,
+            secret_envs=self.envs.keys() - {"OPEN"},
+            clock=self.clock,
+            settings=SecretSettings(),
+        )
         self.runner = Runner(
             runtime=FakeRuntime(self.host),
             journal=self.journal,
             uploader=self.uploader,
             reporter=self,
-            envs={},
             policy=OpenPolicy(),
+            secrets=self.secrets,
             clock=self.clock,
             settings=RunnerSettings(),
         )

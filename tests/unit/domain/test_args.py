@@ -24,15 +24,15 @@ def test_args_are_filled_and_defaults_added() -> None:
         ArgSpec(name="IMAGE"),
         ArgSpec(name="PORT", type=ArgType.INTEGER, default="8080"),
     )
-    steps, args = resolve(spec, {"IMAGE": "alpine"})
-    assert args == {"IMAGE": "alpine", "PORT": "8080"}
-    assert steps[0].container == ContainerSpec(image="alpine", ports=("8080:80",))
+    resolved = resolve(spec, {"IMAGE": "alpine"})
+    assert resolved.args == {"IMAGE": "alpine", "PORT": "8080"}
+    assert resolved.steps[0].container == ContainerSpec(image="alpine", ports=("8080:80",))
 
 
 def test_envs_stay_for_the_node() -> None:
     container = ContainerSpec(command=("${{ envs.ROOT }}/${{ args.A }}",))
-    steps, _ = resolve(pipeline(container, ArgSpec(name="A")), {"A": "x"})
-    assert steps[0].container.command == ("${{ envs.ROOT }}/x",)
+    resolved = resolve(pipeline(container, ArgSpec(name="A")), {"A": "x"})
+    assert resolved.steps[0].container.command == ("${{ envs.ROOT }}/x",)
 
 
 def test_every_wrong_arg_is_named_at_once() -> None:
@@ -114,3 +114,58 @@ def test_filled_steps_are_bounded() -> None:
     spec = pipeline(ContainerSpec(command=("${{ args.A }}",) * uses), ArgSpec(name="A"))
     (violation,) = refusal(spec, {"A": "x" * VALUE_BYTES_MAX})
     assert "longer than" in violation.reason
+
+
+TOKEN = ArgSpec(name="TOKEN", type=ArgType.SECRET)
+
+
+def test_the_value_of_a_secret_is_not_filled_in_but_handed_over_apart() -> None:
+    container = ContainerSpec(environment={"AUTH": "${{args.KIND}} ${{args.TOKEN}} ${{ envs.E }}"})
+    resolved = resolve(
+        pipeline(container, TOKEN, ArgSpec(name="KIND")), {"TOKEN": "hunter22", "KIND": "Bearer"}
+    )
+    assert resolved.steps[0].container.environment == {
+        "AUTH": "Bearer ${{ args.TOKEN }} ${{ envs.E }}"
+    }
+    assert resolved.args == {"TOKEN": "***", "KIND": "Bearer"}
+    assert resolved.secrets == {"TOKEN": "hunter22"}
+    assert "hunter22" not in repr(resolved)
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        ContainerSpec(command=("login", "${{ args.TOKEN }}")),
+        ContainerSpec(labels={"token": "${{ args.TOKEN }}"}),
+        ContainerSpec(hostname="${{ args.TOKEN }}"),
+        ContainerSpec(volumes=("/data/${{ args.TOKEN }}:/data",)),
+    ],
+)
+def test_a_secret_cannot_stand_where_others_read(container: ContainerSpec) -> None:
+    (violation,) = refusal(pipeline(container, TOKEN), {"TOKEN": "hunter22"})
+    assert violation.reason == "holds a secret, and others could read it here"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("abc", "is shorter than 4 bytes, so it could not be masked in logs"),
+        ("hunter2!", "the value does not match [a-z0-9]+"),
+        ("nul\0nul", f"holds a NUL or more than {VALUE_BYTES_MAX} bytes"),
+        (None, "is missing"),
+    ],
+)
+def test_why_a_secret_is_refused_is_said_without_it(value: str | None, reason: str) -> None:
+    arg = ArgSpec(name="TOKEN", type=ArgType.SECRET, pattern="[a-z0-9]+")
+    given = {} if value is None else {"TOKEN": value}
+    with pytest.raises(GameNodeError) as caught:
+        resolve(pipeline(ContainerSpec(image="alpine"), arg), given)
+    assert [v.reason for v in caught.value.violations] == [reason]
+    assert value is None or value not in f"{caught.value!r} {caught.value.violations}"
+
+
+def test_other_args_cannot_write_the_template_of_a_secret() -> None:
+    container = ContainerSpec(environment={"X": "${{ args.A }}"})
+    spec = pipeline(container, TOKEN, ArgSpec(name="A"))
+    (violation,) = refusal(spec, {"TOKEN": "hunter22", "A": "${{ args.TOKEN }}"})
+    assert violation.reason == "the args filled in here make up a template"

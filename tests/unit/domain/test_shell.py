@@ -177,3 +177,85 @@ def test_no_script_makes_a_value_part_of_the_text(parts: list[str]) -> None:
 )
 def test_the_script_of_a_shell_is_found(words: list[str], index: int | None) -> None:
     assert script_index(words) == index
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: Path(words[0]).name)
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['sh -c "echo ${{ args.X }}"'],
+        ['timeout 5 bash -eu -c "echo ${{ args.X }}"'],
+        ["sh -c ${{ args.X }}"],
+        ['bash --posix -o pipefail -c "echo ${{ args.X }}"'],
+        ["/bin/sh -ec echo\\ ${{ args.X }}"],
+        ['sh -c "', "echo ${{ args.X }}", '"'],
+        ['find . -exec sh -c "echo $1 ${{ args.X }}" x {} +'],
+        ["eval echo ${{ args.X }}"],
+        ['true; eval "V=${{ args.X }}"'],
+        ["trap 'true' EXIT; trap \"echo ${{ args.X }}\" EXIT"],
+        ["[[ ${{ args.X }} -eq 0 ]] || true"],
+        ["let N=${{ args.X }}"],
+    ],
+)
+def test_what_is_read_as_a_script_once_more_takes_no_template(
+    shell: list[str], lines: list[str], tmp_path: Path
+) -> None:
+    rewriter = Shell()
+    results = [rewriter.line(line) for line in lines]
+    assert [m.reason for _, mistakes in results for m in mistakes] == [
+        "a template cannot stand in what is read as a script once more"
+    ]
+    # And rightly so: were it let through, a value could run something, in one shell or another.
+    if shell[0].endswith("bash"):
+        script = "\n".join(text for text, _ in results)
+        for value in ("$(touch pwned)", "; touch pwned", "a[$(touch pwned)]"):
+            subprocess.run(
+                ["bash", "-c", script],
+                cwd=tmp_path,
+                env={"PATH": os.environ["PATH"], "GAMENODE_ARG_X": value},
+                capture_output=True,
+                timeout=10,
+                check=False,
+            )
+        assert (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["sh -c 'echo \"$1\"' x ${{ args.X }}"],
+        ["sh script.sh -c ${{ args.X }}"],
+        ["push -c ${{ args.X }}"],
+        ["eval true; echo ${{ args.X }}"],
+        ['sh -c "', 'true" ${{ args.X }}', "echo ${{ args.X }}"],
+        ["[ ${{ args.X }} -eq 0 ]"],
+        ["[[ ${{ args.X }} == a ]]"],
+        ["echo retrieval ${{ args.X }}"],
+    ],
+)
+def test_what_is_read_once_takes_templates(lines: list[str]) -> None:
+    rewritten(*lines)
+
+
+def test_the_scan_takes_time_that_the_length_bounds() -> None:
+    for piece in ("eval ", "sh -c ", '"', "[[ a ", "sh -a -a ", "${{ args.X }} ", 'sh -c "'):
+        Shell().line(piece * 20_000)
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: Path(words[0]).name)
+@pytest.mark.parametrize(
+    "value", [*HOSTILE, "EOF\ntouch pwned\n", "%s%n", "../../etc", "-rf", "\x7f\x1b]0;x\x07", "\\n"]
+)
+def test_a_value_given_a_name_in_environment_is_one_word_in_a_here_document_too(
+    shell: list[str], value: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*shell, "-e", "-c", 'cat <<EOF\n<$NAME>\nEOF\nprintf "<%s>" "$NAME"'],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "NAME": value},
+        capture_output=True,
+        timeout=10,
+        check=True,
+    )
+    assert done.stdout == f"<{value}>\n<{value}>".encode()
+    assert not (tmp_path / "pwned").exists()

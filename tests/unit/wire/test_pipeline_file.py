@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -373,8 +374,9 @@ WRONG_FILES: list[tuple[str | bytes, list[tuple[str, int | None, int | None, str
     (STEP + "name: p\nplacement: {node: '${{ args.A }}'}", [("placement.node", 3, 19, "cannot hold a template", "write the value itself")]),
     (STEP + "name: p\ntimeout: 0s", [("timeout", 3, 10, "must be longer than 0s", "")]),
     (STEP + "name: p\nargs: [A, {name: A}]", [("args[1]", 3, 11, "'A' stands here twice, first on line 3", "give it another name")]),
-    (STEP + "name: p\nargs: [{name: A, type: secret}]", [("args[0].type", 3, 24, "'secret' is not supported yet", "")]),
-    (STEP + "name: p\nargs: [{name: A, type: int}]", [("args[0].type", 3, 24, "'int' is not one of string, integer, boolean, choice", "did you mean integer?")]),
+    (STEP + "name: p\nargs: [{name: A, type: secret, default: hunter22}]", [("args[0].default", 3, 32, "would show a secret to whoever reads the file", "remove it")]),
+    (STEP + "name: p\nargs: [{name: A, type: integer, pattern: a}]", [("args[0].pattern", 3, 33, "is only for strings and secrets", "remove it, or the type")]),
+    (STEP + "name: p\nargs: [{name: A, type: int}]", [("args[0].type", 3, 24, "'int' is not one of string, integer, boolean, choice, secret", "did you mean integer?")]),
     (STEP + "name: p\nargs: [{name: A, type: integer, default: x}]", [("args[0].default", 3, 33, "'x' is not an integer", "give digits")]),
     (STEP + "name: p\nargs: [{name: A, type: choice}]", [("args[0].choices", 3, 8, "is missing", "add choices: [ … ]")]),
     (STEP + "name: p\nargs: [{name: A, choices: [a]}]", [("args[0].choices", 3, 18, "are only for the type choice", "add type: choice")]),
@@ -570,7 +572,7 @@ def test_the_schema_is_one_that_validators_take() -> None:
         STEP + "name: p\non_lost: never",
         STEP + "name: p\ntimeout: soon",
         STEP + "name: p\nargs: [a-b]",
-        STEP + "name: p\nargs: [{name: A, type: secret}]",
+        STEP + "name: p\nargs: [{name: A, type: int}]",
         with_container("image: a, imag: b"),
         with_container("image: a, privileged: 1"),
         with_container("image: a, shm_size: lots"),
@@ -588,14 +590,14 @@ def test_the_schema_refuses_what_the_parser_refuses(text: str) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_valid_and_need_no_args(path: Path) -> None:
     text = path.read_text()
-    steps, _ = resolve(parse_pipeline(text, file=path.name), {})
+    steps = resolve(parse_pipeline(text, file=path.name), {}).steps
     assert steps
     VALIDATOR.validate(yaml.load(text, CoreLoader))
 
 
 def test_the_first_example_greets_whom_it_is_told_to(tmp_path: Path) -> None:
     spec = parse_pipeline((EXAMPLES / "hello.yaml").read_text())
-    steps, _ = resolve(spec, {"WHO": 'Ada "$(id)"', "ROUNDS": "2"})
+    steps = resolve(spec, {"WHO": 'Ada "$(id)"', "ROUNDS": "2"}).steps
     printed = b""
     started_s = time.perf_counter()
     for step in steps:
@@ -611,3 +613,51 @@ def test_the_first_example_greets_whom_it_is_told_to(tmp_path: Path) -> None:
     assert b"round 2\nWell played" in printed
     assert steps[-1].condition is Condition.ALWAYS
     assert time.perf_counter() - started_s < 3.0
+
+
+def with_secret(container: str) -> str:
+    return (
+        "name: p\nargs: [{name: T, type: secret, pattern: '[a-z0-9]+'}]\n"
+        f"steps:\n- name: s\n  container: {{{container}}}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        "image: a, environment: {AUTH: 'Bearer ${{ args.T }}'}",
+        "image: a, environment: ['AUTH=Bearer ${{ args.T }}']",
+        "image: a, commands: ['curl -H \"X: ${{ args.T }}\" -- ${{ args.T }}']",
+    ],
+)
+def test_a_secret_may_stand_in_environment_and_commands(container: str) -> None:
+    spec = parse_pipeline(with_secret(container))
+    assert spec.args == (ArgSpec(name="T", type=ArgType.SECRET, pattern="[a-z0-9]+"),)
+    assert "args.T" not in f"{replace(spec.steps[0].container, environment={})}"
+
+
+@pytest.mark.parametrize(
+    ("container", "place"),
+    [
+        ("image: 'a:${{ args.T }}'", "image"),
+        ("image: a, command: [login, '${{ args.T }}']", "command[1]"),
+        ("image: a, command: 'login ${{ args.T }}'", "command"),
+        ("image: a, command: [sh, -c, 'login ${{ args.T }}']", "command[2]"),
+        ("image: a, entrypoint: ['${{ args.T }}']", "entrypoint[0]"),
+        ("image: a, labels: {l: '${{ args.T }}'}", "labels.l"),
+        ("image: a, labels: ['l=${{ args.T }}']", "labels[0]"),
+        ("image: a, hostname: '${{ args.T }}'", "hostname"),
+        ("image: a, container_name: '${{ args.T }}'", "container_name"),
+        ("image: a, user: '${{ args.T }}'", "user"),
+        ("image: a, working_dir: '/${{ args.T }}'", "working_dir"),
+        ("image: a, volumes: ['/${{ args.T }}:/b']", "volumes[0]"),
+        ("image: a, volumes: [{source: '/${{ args.T }}', target: /b}]", "volumes[0].source"),
+        ("image: a, extra_hosts: {h: '${{ args.T }}'}", "extra_hosts.h"),
+        ("image: a, healthcheck: {test: 'login ${{ args.T }}'}", "healthcheck.test"),
+        ("image: a, security_opt: ['${{ args.T }}']", "security_opt[0]"),
+    ],
+)
+def test_a_secret_may_stand_nowhere_else(container: str, place: str) -> None:
+    assert [
+        v.reason for v in refusal(with_secret(container)).violations if v.field == f"{C}.{place}"
+    ] == ["holds the secret T, and others could read it here"]

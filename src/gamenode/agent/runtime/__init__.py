@@ -85,6 +85,8 @@ class LogBlock:
     stream: LogStream
     data: bytes
     at: Instant
+    masked: tuple[tuple[int, int], ...] = ()
+    """Parts of `data`, in order, that stand for secrets (rule RG3)."""
 
 
 class StartError(Exception):

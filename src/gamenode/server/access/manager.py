@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Final
 
 from gamenode.domain.access import Actor, ActorKind, ApiToken, Role
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.lib.clock import Clock, Instant, after
+from gamenode.lib.durable import write_private
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import every
 from gamenode.server.access import tokens
@@ -114,7 +113,7 @@ class AccessManager:
             return
         secret = tokens.mint(self._ids.new())
         # The file first: a token whose text was lost in between would keep everybody out.
-        await asyncio.to_thread(_write_private, path, secret.text + "\n")
+        await asyncio.to_thread(write_private, path, f"{secret.text}\n".encode())
         if await self._service.create_first(secret, name=f"first-{secret.id[-8:]}", now=now):
             _log.warning(
                 "an administrator's token is in %s", path, extra={"event": "access.first_token"}
@@ -258,20 +257,6 @@ class _Failures:
         while len(self._sources) > self._settings.sources_max:
             self._sources.popitem(last=False)
         return attempts.count == self._settings.failures_max
-
-
-def _write_private(path: Path, text: str) -> None:
-    # Made with mode 0600 and moved when it is whole.
-    with NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def is_loopback(host: str) -> bool:

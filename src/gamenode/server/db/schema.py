@@ -180,6 +180,8 @@ pipelines: Final = Table(
     Column("extended_s", Float, nullable=False),
     # How much of that the node has in its journal.
     Column("extension_acknowledged_s", Float, nullable=False),
+    # Its secret args, under the key in secrets.key.
+    Column("sealed", LargeBinary),
     # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
     Index(
         "pipelines_queued",
@@ -231,6 +233,12 @@ pipelines: Final = Table(
         "id",
         sqlite_where=text("ended_at IS NOT NULL"),
         postgresql_where=text("ended_at IS NOT NULL"),
+    ),
+    Index(
+        "pipelines_sealed",
+        "ended_at",
+        sqlite_where=text("sealed IS NOT NULL"),
+        postgresql_where=text("sealed IS NOT NULL"),
     ),
 )
 

@@ -174,12 +174,14 @@ def _end(
     conn: Connection, row: Row[Any], status: Status, reason: Reason, message: str, now: Instant
 ) -> None:
     """End a pipeline, and with it every step that has not ended."""
-    values = {
+    values: dict[str, object] = {
         "reason": reason,
         "message": message,
         "ended_at": now,
         "cancel_acknowledged_at": now,
     }
+    if status is Status.COMPLETED:
+        values["sealed"] = None  # nothing will ask for its secrets again, a retry included
     if not store.set_status(conn, row.id, row.attempt, status, values):
         return
     for step in store.active_steps(conn, row.id):

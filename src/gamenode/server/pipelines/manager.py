@@ -40,8 +40,9 @@ from gamenode.domain.pipeline import (
     first_to_repeat,
 )
 from gamenode.domain.selector import parse_selector
-from gamenode.lib.clock import Clock, Instant
+from gamenode.lib.clock import Clock, Instant, after
 from gamenode.lib.ids import Ids
+from gamenode.lib.tasks import every
 from gamenode.server.events.feed import EventFeed
 from gamenode.server.logs.manager import LogManager
 from gamenode.server.logs.service import LogService
@@ -49,8 +50,7 @@ from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.retention import RetentionSettings
-from gamenode.server.pipelines.service import GamePipelineGRPCService, Prepared
-from gamenode.server.pipelines.store import Original
+from gamenode.server.pipelines.service import GamePipelineGRPCService, Original, Prepared
 from gamenode.wire.pipeline_file import parse_pipeline
 
 _ENDS: Final = EventFilter(
@@ -68,6 +68,10 @@ class PipelineSettings(RetentionSettings):
     """The longest that one request may wait for an end."""
     reports_per_write_max: int = 250
     """How many reports one transaction takes, so that nobody waits long behind it (P14)."""
+    secrets_keep_s: float = 86_400.0
+    """How long the secrets of one that did not complete are kept, so that it can be retried."""
+    secrets_sweep_interval_s: float = 600.0
+    """How often it is looked for such that can be forgotten."""
     log_owners_max: int = 10_000
     """How many logs are remembered as rightly written to; then all are asked for anew."""
     lost_fail_s: float = 15 * 60.0
@@ -136,13 +140,12 @@ class PipelineManager:
 
         Raises:
             GameNodeError: PIPELINE_NOT_FOUND; NODE_NOT_FOUND, the node is gone; CONFLICT, it has
-                not failed and was not cancelled, it may still run where it is to go on, or the
-                idempotency key was used with other content.
+                not failed and was not cancelled, its secrets are forgotten, it may still run where
+                it is to go on, or the idempotency key was used with other content.
         """
         original = await self._service.original(pipeline_id)
-        _check_repeatable(original.pipeline, from_failed=from_failed)
-        ran = await self._service.granted_steps(pipeline_id)
-        prepared = self._repeated(original, ran, from_failed=from_failed, key=key)
+        _check_repeatable(original, from_failed=from_failed)
+        prepared = self._repeated(original, from_failed=from_failed, key=key)
         if prepared.wanted_node:
             await self._nodes.get(prepared.wanted_node)
         return await self._service.create(prepared, by=by, now=self._clock.now())
@@ -153,6 +156,15 @@ class PipelineManager:
             node_id, session_id=self._ids.new(), by=by, reason=reason, now=self._clock.now()
         )
         return await self._nodes.fenced(node_id)
+
+    async def forget_secrets(self) -> None:
+        """Forget, time and again, the secrets of pipelines that ended long ago."""
+
+        async def sweep() -> None:
+            keep_s = self._settings.secrets_keep_s
+            await self._service.forget_secrets(after(self._clock.now(), -keep_s))
+
+        await every(self._settings.secrets_sweep_interval_s, sweep)
 
     async def remove_node(self, node_id: str, *, force: bool, reason: str, by: Actor) -> None:
         """Remove a node; its agent is told so."""
@@ -309,7 +321,7 @@ class PipelineManager:
 
     def _prepare(self, request: NewPipeline) -> Prepared:
         spec = parse_pipeline(request.file)
-        steps, args = resolve(spec, request.args)
+        resolved = resolve(spec, request.args)
         _check_envs(spec, request)
         node = request.node or spec.placement.node
         selector = ",".join(filter(None, (spec.placement.selector, request.selector)))
@@ -319,24 +331,22 @@ class PipelineManager:
             id=pipeline_id,
             request=request,
             name=spec.name,
-            args=args,
+            args=resolved.args,
             envs_needed=frozenset(spec.envs) - request.envs.keys(),
             wanted_node=node,
             selector=selector,
             on_lost=spec.on_lost,
-            work=self._work(pipeline_id, spec, steps, request.envs),
+            work=self._work(pipeline_id, spec, resolved.steps, request.envs, resolved.secrets),
         )
 
-    def _repeated(
-        self, original: Original, ran: Collection[str], *, from_failed: bool, key: str
-    ) -> Prepared:
+    def _repeated(self, original: Original, *, from_failed: bool, key: str) -> Prepared:
         """Return a pipeline as it was asked for, once more: file, args, envs and place."""
         before = original.pipeline
         spec = parse_pipeline(original.file)
-        steps, args = resolve(spec, before.args)
+        resolved = resolve(spec, original.args)
         request = NewPipeline(
             file=original.file,
-            args=before.args,
+            args=original.args,
             envs=original.envs,
             node=before.node_id if from_failed and before.node_id else original.wanted_node,
             selector=original.selector,
@@ -345,19 +355,20 @@ class PipelineManager:
         )
         carried = 0
         if from_failed:
-            left_out = {step.name for step in before.steps} - set(ran)
+            left_out = {step.name for step in before.steps} - original.ran
             carried = first_to_repeat(before.steps, left_out)
         pipeline_id = self._ids.new()
+        steps = resolved.steps[carried:]
         return Prepared(
             id=pipeline_id,
             request=request,
             name=spec.name,
-            args=args,
+            args=resolved.args,
             envs_needed=frozenset(spec.envs) - original.envs.keys(),
             wanted_node=request.node,
             selector=request.selector,
             on_lost=spec.on_lost,
-            work=self._work(pipeline_id, spec, steps[carried:], original.envs),
+            work=self._work(pipeline_id, spec, steps, original.envs, resolved.secrets),
             retry_of=before.id,
             carried=tuple(
                 _left_out(step, before.id, now=self._clock.now()) for step in before.steps[:carried]
@@ -370,6 +381,7 @@ class PipelineManager:
         spec: PipelineSpec,
         steps: Sequence[StepSpec],
         envs: Mapping[str, str],
+        secrets: Mapping[str, str],
     ) -> ExecuteOrder:
         return ExecuteOrder(
             dispatch=Dispatch(pipeline_id, 0),
@@ -377,6 +389,7 @@ class PipelineManager:
             steps=tuple(self._unbound(step) for step in steps),
             timeout_s=spec.timeout_s,
             envs=dict(envs),
+            secrets=secrets,
         )
 
     def _unbound(self, step: StepSpec) -> GrantedStep:
@@ -398,13 +411,20 @@ _SUPERSEDED: Final = Closed(
 )
 
 
-def _check_repeatable(pipeline: Pipeline, *, from_failed: bool) -> None:
+def _check_repeatable(original: Original, *, from_failed: bool) -> None:
+    pipeline = original.pipeline
     if pipeline.status not in (Status.FAILED, Status.CANCELLED):
         raise GameNodeError(
             ErrorCode.CONFLICT,
             f"pipeline {pipeline.id} is {pipeline.status}: only what failed or was cancelled can be"
             " retried",
             hint="to run its file once more: gamenode run",
+        )
+    if original.forgotten:
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"the secrets of pipeline {pipeline.id} are forgotten: {', '.join(original.forgotten)}",
+            hint="run the file again, with its secrets",
         )
     if from_failed and pipeline.may_still_run:
         raise GameNodeError(

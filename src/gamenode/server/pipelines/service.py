@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -38,12 +37,14 @@ from gamenode.domain.pipeline import (
     StepType,
 )
 from gamenode.domain.placement import QueuedPipeline
+from gamenode.domain.template import Namespace, names_used
 from gamenode.domain.verification import StepKey, StepRecord
 from gamenode.lib.clock import NANOSECONDS_PER_S, Instant
 from gamenode.server.db.database import Database
 from gamenode.server.logs import service as logs
 from gamenode.server.nodes import service as nodes
 from gamenode.server.pipelines import changes, store
+from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.wire.codec import pack_order, unpack_order
 
 
@@ -67,12 +68,33 @@ class Prepared:
     """The first steps, which a retry leaves out, as they are to be shown; `work` has the rest."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Original:
+    """A pipeline as it was asked for, to be asked for again."""
+
+    pipeline: Pipeline
+    file: str
+    args: Mapping[str, str] = field(repr=False)
+    """With the values of secret ones, as long as they are kept."""
+    envs: Mapping[str, str]
+    wanted_node: str
+    selector: str
+    ran: frozenset[str]
+    """The steps that it was to run; an earlier retry may have left some out."""
+    forgotten: tuple[str, ...]
+    """Secret args whose values are not kept any more."""
+
+
 class GamePipelineGRPCService:
     """The state of pipelines (L1)."""
 
-    def __init__(self, database: Database, *, restarts_max: int = 16) -> None:
-        """Keep the rows in `database`; let a lost pipeline begin anew `restarts_max` times."""
+    def __init__(self, database: Database, secrets: SecretBox, *, restarts_max: int = 16) -> None:
+        """Keep the rows in `database`, and secret args in them sealed by `secrets`.
+
+        A pipeline that loses its nodes begins anew `restarts_max` times.
+        """
         self._db = database
+        self._secrets = secrets
         self._restarts_max = restarts_max
 
     # Queries
@@ -119,23 +141,28 @@ class GamePipelineGRPCService:
         """Return how many pipelines are bound to each node and have not ended."""
         return await self._db.read(store.loads)
 
-    async def original(self, pipeline_id: str) -> store.Original:
+    async def original(self, pipeline_id: str) -> Original:
         """Return how a pipeline was asked for.
 
         Raises:
             GameNodeError: PIPELINE_NOT_FOUND.
         """
-        found = await self._db.read(lambda conn: store.original(conn, pipeline_id))
-        if found is None:
-            raise not_found(pipeline_id)
-        return found
 
-    async def granted_steps(self, pipeline_id: str) -> frozenset[str]:
-        """Return which steps a pipeline runs; a retry may have left the first ones out."""
-
-        def read(conn: Connection) -> frozenset[str]:
-            return frozenset(
-                step.name for step in unpack_order(store.work(conn, pipeline_id)).steps
+        def read(conn: Connection) -> Original:
+            pipeline, asked = store.get(conn, pipeline_id), store.asked(conn, pipeline_id)
+            if pipeline is None or asked is None:
+                raise not_found(pipeline_id)
+            work = self._work(conn, pipeline_id)
+            needed = {n for step in work.steps for n in names_used(step.container, Namespace.ARGS)}
+            return Original(
+                pipeline=pipeline,
+                file=asked.file,
+                args={**pipeline.args, **work.secrets},
+                envs=asked.envs,
+                wanted_node=asked.wanted_node,
+                selector=asked.selector,
+                ran=frozenset(step.name for step in work.steps),
+                forgotten=tuple(sorted(needed - work.secrets.keys())),
             )
 
         return await self._db.read(read)
@@ -240,7 +267,27 @@ class GamePipelineGRPCService:
 
     async def order(self, dispatch: Dispatch) -> ExecuteOrder:
         """Return the order of a dispatch, as it was granted."""
-        return await self._db.read(lambda conn: _granted_order(conn, dispatch))
+
+        def read(conn: Connection) -> ExecuteOrder:
+            work = self._work(conn, dispatch.pipeline_id)
+            return replace(
+                work,
+                dispatch=dispatch,
+                extended_s=store.extended_s(conn, dispatch.pipeline_id),
+                steps=tuple(
+                    replace(step, first_attempt=row.granted_from)
+                    for step, row in zip(work.steps, _rows_of(conn, work), strict=True)
+                ),
+            )
+
+        return await self._db.read(read)
+
+    def _key_use(self, by: Actor, key: str, content: tuple[object, ...]) -> _KeyUse:
+        return _KeyUse(by, key, self._secrets.fingerprint(repr(content).encode()))
+
+    def _work(self, conn: Connection, pipeline_id: str) -> ExecuteOrder:
+        packed, sealed = store.work(conn, pipeline_id)
+        return replace(unpack_order(packed), secrets=self._secrets.unseal(pipeline_id, sealed))
 
     # Commands
 
@@ -252,7 +299,8 @@ class GamePipelineGRPCService:
         """
         request = prepared.request
         values, step_values, pipeline = _new_rows(prepared, by, now)
-        use = _KeyUse(by, request.idempotency_key, _hash_of(prepared))
+        values["sealed"] = self._secrets.seal(prepared.id, prepared.work.secrets)
+        use = self._key_use(by, request.idempotency_key, _content_of(prepared))
 
         def record(conn: Connection) -> Pipeline:
             if (first := use.first(conn, prepared.id, now)) is not None:
@@ -288,7 +336,7 @@ class GamePipelineGRPCService:
                 now=now,
             ):
                 return None
-            work = unpack_order(store.work(conn, pipeline_id))
+            work = self._work(conn, pipeline_id)
             # The first attempt at all steps is the usual case, and needs no look at them.
             granted = [(position, 0) for position in range(len(work.steps))]
             if row.attempt or row.retry_of:
@@ -323,6 +371,10 @@ class GamePipelineGRPCService:
             )
 
         return await self._db.write(record)
+
+    async def forget_secrets(self, before: Instant) -> None:
+        """Forget the secrets of pipelines that ended before that."""
+        await self._db.write(lambda conn: store.forget_secrets(conn, before))
 
     async def explain_waiting(self, reasons: Mapping[str, str]) -> None:
         """Write down why pipelines wait."""
@@ -419,7 +471,7 @@ class GamePipelineGRPCService:
 
         Source: F8, RC3.
         """
-        use = _KeyUse(by, key, _digest(("extend", pipeline_id, by_s)))
+        use = self._key_use(by, key, ("extend", pipeline_id, by_s))
 
         def record(conn: Connection) -> Pipeline:
             row = store.lock(conn, pipeline_id)
@@ -427,7 +479,7 @@ class GamePipelineGRPCService:
                 raise not_found(pipeline_id)
             if (first := use.first(conn, pipeline_id, now)) is not None:
                 return first
-            _check_extendable(conn, row)
+            _check_extendable(row, self._work(conn, pipeline_id))
             changes.extend(conn, row, by_s, by=by, now=now)
             extended = store.get(conn, pipeline_id)
             assert extended is not None
@@ -714,33 +766,19 @@ def _new_rows(
     return values, step_values, pipeline
 
 
-def _granted_order(conn: Connection, dispatch: Dispatch) -> ExecuteOrder:
-    work = unpack_order(store.work(conn, dispatch.pipeline_id))
-    return replace(
-        work,
-        dispatch=dispatch,
-        extended_s=store.extended_s(conn, dispatch.pipeline_id),
-        steps=tuple(
-            replace(step, first_attempt=granted.granted_from)
-            for step, granted in zip(work.steps, _rows_of(conn, work), strict=True)
-        ),
-    )
-
-
 def _rows_of(conn: Connection, work: ExecuteOrder) -> Sequence[Row[Any]]:
     """Return the rows of the steps that a pipeline runs; what a retry left out comes first."""
     rows = store.step_rows(conn, work.dispatch.pipeline_id)
     return rows[len(rows) - len(work.steps) :]
 
 
-def _check_extendable(conn: Connection, row: Row[Any]) -> None:
+def _check_extendable(row: Row[Any], work: ExecuteOrder) -> None:
     if row.status in TERMINAL:
         raise GameNodeError(
             ErrorCode.CONFLICT, f"pipeline {row.id} has ended already: {row.status}"
         )
     if row.cancel_requested_at is not None:
         raise GameNodeError(ErrorCode.CONFLICT, f"pipeline {row.id} is being cancelled")
-    work = unpack_order(store.work(conn, row.id))
     if work.timeout_s is None and all(step.timeout_s is None for step in work.steps):
         raise GameNodeError(
             ErrorCode.CONFLICT,
@@ -794,7 +832,7 @@ class _KeyUse:
         return pipeline
 
 
-def _hash_of(prepared: Prepared) -> str:
+def _content_of(prepared: Prepared) -> tuple[object, ...]:
     request = prepared.request
     content: tuple[object, ...] = (
         request.file,
@@ -804,10 +842,4 @@ def _hash_of(prepared: Prepared) -> str:
         request.selector,
         request.priority,
     )
-    if prepared.retry_of:
-        content += (prepared.retry_of, len(prepared.carried))
-    return _digest(content)
-
-
-def _digest(content: tuple[object, ...]) -> str:
-    return hashlib.sha256(repr(content).encode()).hexdigest()
+    return (*content, prepared.retry_of, len(prepared.carried)) if prepared.retry_of else content

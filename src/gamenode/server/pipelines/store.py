@@ -52,9 +52,7 @@ _pipelines: Final = schema.pipelines.c
 _steps: Final = schema.steps.c
 _keys: Final = schema.idempotency_keys.c
 _ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
-_LISTED: Final = [
-    column for column in schema.pipelines.columns if column.name not in ("file", "work")
-]
+_LISTED: Final = [c for c in schema.pipelines.columns if c.name not in ("file", "work", "sealed")]
 
 # Parameters of prebuilt statements; a column's own name would be one that an UPDATE sets.
 _PIPELINE: Final[BindParameter[Any]] = bindparam("of_pipeline")
@@ -85,17 +83,6 @@ class Bound:
     session_epoch: int
     on_lost: OnLost
     restarts: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Original:
-    """A pipeline as it was asked for, to be asked for again."""
-
-    pipeline: Pipeline
-    file: str
-    envs: Mapping[str, str]
-    wanted_node: str
-    selector: str
 
 
 class Owed(NamedTuple):
@@ -148,23 +135,15 @@ def get(conn: Connection, pipeline_id: str) -> Pipeline | None:
     return _pipeline(row, tuple(step(found) for found in step_rows(conn, pipeline_id)))
 
 
-def original(conn: Connection, pipeline_id: str) -> Original | None:
-    """Return how a pipeline was asked for, or None."""
-    pipeline = get(conn, pipeline_id)
-    if pipeline is None:
-        return None
-    row = conn.execute(
-        select(_pipelines.file, _pipelines.envs, _pipelines.wanted_node, _pipelines.selector).where(
-            _pipelines.id == pipeline_id
-        )
-    ).one()
-    return Original(
-        pipeline=pipeline,
-        file=row.file,
-        envs=row.envs,
-        wanted_node=row.wanted_node,
-        selector=row.selector,
-    )
+def asked(conn: Connection, pipeline_id: str) -> Row[Any] | None:
+    """Return how a pipeline was asked for: file, envs, wanted_node, selector."""
+    columns: list[ColumnElement[Any]] = [
+        _pipelines.file,
+        _pipelines.envs,
+        _pipelines.wanted_node,
+        _pipelines.selector,
+    ]
+    return conn.execute(select(*columns).where(_pipelines.id == pipeline_id)).first()
 
 
 def steps_of(conn: Connection, pipeline_ids: Sequence[str]) -> dict[str, tuple[Step, ...]]:
@@ -487,13 +466,22 @@ def lock(conn: Connection, pipeline_id: str) -> Row[Any] | None:
     return conn.execute(_LOCK, {"of_pipeline": pipeline_id}).first()
 
 
-_WORK: Final = select(_pipelines.work).where(_pipelines.id == _PIPELINE)
+_WORK: Final = select(_pipelines.work, _pipelines.sealed).where(_pipelines.id == _PIPELINE)
 
 
-def work(conn: Connection, pipeline_id: str) -> bytes:
-    """Return the packed order of a pipeline."""
-    packed: bytes = conn.scalar(_WORK, {"of_pipeline": pipeline_id}) or b""
-    return packed
+def work(conn: Connection, pipeline_id: str) -> tuple[bytes, bytes | None]:
+    """Return the packed order of a pipeline, and its sealed secrets."""
+    row = conn.execute(_WORK, {"of_pipeline": pipeline_id}).first()
+    return (row.work, row.sealed) if row is not None else (b"", None)
+
+
+def forget_secrets(conn: Connection, before: Instant) -> None:
+    """Forget the secrets of pipelines that ended before that."""
+    conn.execute(
+        update(schema.pipelines)
+        .where(_pipelines.sealed.is_not(None), _pipelines.ended_at < before)
+        .values(sealed=None)
+    )
 
 
 def extended_s(conn: Connection, pipeline_id: str) -> float:

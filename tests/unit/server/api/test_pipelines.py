@@ -291,6 +291,8 @@ async def test_a_valid_file_is_told_back_as_what_it_declares() -> None:
     assert body["args"][0]["name"] == "WHO"
     assert body["args"][0]["required"] is True
     assert body["steps"] == [{"name": "greet", "type": "task", "when": "success"}]
+    assert body["args_schema"]["properties"] == {"WHO": {"type": "string"}}
+    assert body["args_schema"]["required"] == ["WHO"]
 
 
 async def test_an_invalid_file_is_a_problem_with_places_and_advice() -> None:
