@@ -192,6 +192,7 @@ async def test_a_forced_end_is_listed_until_its_node_has_let_go(
     assert await lingering(plane) == [pipeline_id]
     back = await FakeAgent.join(plane, after=agent, held=(held(pipeline_id),) if holds else ())
     assert await lingering(plane) == ([pipeline_id] if holds else [])
+    assert (await plane.service.owed_nodes()).ends == ({"n1"} if holds else set())
     await back.report(whole(pipeline_id, Status.CANCELLED))
     assert await lingering(plane) == []
 
@@ -348,6 +349,7 @@ async def test_a_fence_frees_what_was_bound(plane: ControlPlane) -> None:
     assert (found[restarts].status, found[restarts].node_id) == (Status.PENDING, "")
     assert found[wanted].status is Status.CANCELLED
     assert await lingering(plane) == []
+    assert not any(await plane.service.owed_nodes())
     node = await plane.nodes.get("n1")
     assert [(c.type, c.reason) for c in node.conditions] == [(ConditionType.FENCED, "it burnt")]
     other = await FakeAgent.join(plane, "n2")

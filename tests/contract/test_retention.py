@@ -69,6 +69,10 @@ class Fleet:
         self.clock.advance(1.0)
         return pipeline_id
 
+    async def let_go(self, pipeline_id: str) -> None:
+        """Have the node say that nothing of a pipeline runs any more."""
+        await self._say(PipelineReport(pipeline_id=pipeline_id, status=Status.CANCELLED, attempt=1))
+
     async def log(self, pipeline_id: str) -> None:
         """Have the node send a chunk of a step's log."""
         key, chunk = LogKey(pipeline_id, "one", 1), b"2026-11-25T00:00:00.000000000Z stdout F hi\n"
@@ -168,6 +172,9 @@ async def test_what_its_node_may_still_run_stays(fleet: Fleet) -> None:
     assert await fleet.left() == {forced}
     now = fleet.clock.now()
     await fleet.plane.service.acknowledge_cancel(Dispatch(forced, 1), now=now)
+    await fleet.retention.remove()
+    assert await fleet.left() == {forced}  # its node knows, and has not said that it is over
+    await fleet.let_go(forced)
     await fleet.retention.remove()
     assert await fleet.left() == set()
 

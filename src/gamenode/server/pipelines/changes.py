@@ -145,7 +145,7 @@ def _apply_pipeline(
 ) -> ReportResult:
     result = judge_pipeline(Status(row.status), report)
     if report.status.terminal:
-        let_go(conn, Dispatch(row.id, row.attempt))
+        let_go(conn, Dispatch(row.id, row.attempt), now)
     if result.outcome is not ReportOutcome.APPLIED:
         return result
     if report.status.terminal:
@@ -227,7 +227,7 @@ def _end(
         )
 
 
-def let_go(conn: Connection, dispatch: Dispatch) -> None:
+def let_go(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
     """Note that nothing of a dispatch runs on its node any more, nor ever will.
 
     By the node's word (it ended, was refused, is not held), or by an operator's, who fenced or
@@ -236,12 +236,12 @@ def let_go(conn: Connection, dispatch: Dispatch) -> None:
 
     Source: RA1, RA3.
     """
-    store.let_go(conn, dispatch)
+    store.let_go(conn, dispatch, now)
 
 
 def end_unrun(conn: Connection, row: Row[Any], reason: Reason, message: str, now: Instant) -> None:
     """End a dispatch that nothing runs of: as its user wanted, if its end was wanted (F4)."""
-    let_go(conn, Dispatch(row.id, row.attempt))
+    let_go(conn, Dispatch(row.id, row.attempt), now)
     if row.cancel_requested_at is not None:
         _end(conn, row, Status.CANCELLED, Reason.CANCELLED_BY_USER, row.cancel_reason, now)
     else:
@@ -261,7 +261,7 @@ def may_start_over(row: Row[Any] | store.Bound, restarts_max: int) -> bool:
 def start_over(conn: Connection, row: Row[Any], reason: Reason, message: str, now: Instant) -> None:
     """Let a pipeline wait for a new attempt: nothing runs of the present one (P2, RA1)."""
     dispatch = Dispatch(row.id, row.attempt)
-    let_go(conn, dispatch)
+    let_go(conn, dispatch, now)
     if store.start_over(conn, dispatch, message):
         append_event(
             conn,

@@ -401,7 +401,7 @@ class GamePipelineGRPCService:
             row = store.lock(conn, dispatch.pipeline_id)
             if row is None or row.attempt != dispatch.attempt:
                 return
-            changes.let_go(conn, dispatch)
+            changes.let_go(conn, dispatch, now)
             if row.cancel_requested_at is not None:
                 changes.end_unrun(conn, row, Reason.REFUSED, waiting, now)
             else:
@@ -509,7 +509,7 @@ class GamePipelineGRPCService:
                 assert row is not None
                 changes.end_lost(conn, row, message, now, restarts_max=self._restarts_max)
             for _, dispatch, _ in store.lingering(conn, node_id):
-                changes.let_go(conn, dispatch)
+                changes.let_go(conn, dispatch, now)
 
         await self._db.write(record)
 
@@ -550,7 +550,7 @@ class GamePipelineGRPCService:
                 assert row is not None
                 changes.end_unrun(conn, row, Reason.NODE_LOST, "its node was removed", now)
             for _, dispatch, _ in store.lingering(conn, node_id):
-                changes.let_go(conn, dispatch)
+                changes.let_go(conn, dispatch, now)
             nodes.remove_node(conn, node_id, by=by, reason=reason, now=now)
 
         await self._db.write(record)
@@ -655,7 +655,7 @@ class GamePipelineGRPCService:
                 else:
                     changes.end_unrun(conn, row, Reason.NODE_LOST, message, now)
             for dispatch in actions.gone:
-                changes.let_go(conn, dispatch)
+                changes.let_go(conn, dispatch, now)
             return actions
 
         return await self._db.write(record)

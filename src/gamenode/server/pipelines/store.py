@@ -741,12 +741,20 @@ def acknowledge_extension(conn: Connection, order: ExtendOrder) -> None:
     )
 
 
-_LET_GO: Final = update(schema.pipelines).where(*_OF_DISPATCH, _MAY_STILL_RUN)
+_LET_GO: Final = (
+    update(schema.pipelines)
+    .where(*_OF_DISPATCH, _MAY_STILL_RUN)
+    .values(
+        may_still_run=False,
+        # There is nobody left to tell of the end.
+        cancel_acknowledged_at=func.coalesce(_pipelines.cancel_acknowledged_at, bindparam("at")),
+    )
+)
 
 
-def let_go(conn: Connection, dispatch: Dispatch) -> None:
+def let_go(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
     """Note that nothing of a dispatch runs on its node any more."""
-    conn.execute(_LET_GO, {**_of(dispatch), "may_still_run": False})
+    conn.execute(_LET_GO, {**_of(dispatch), "at": now})
 
 
 def acknowledge_cancel(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
@@ -800,7 +808,7 @@ _LIVES_ON: Final = exists().where(
     _steps.instance_id != "",
 )
 _REMOVABLE: Final = and_(
-    _pipelines.ended_at.is_not(None), _pipelines.cancel_acknowledged_at.is_not(None), ~_LIVES_ON
+    _pipelines.ended_at.is_not(None), _pipelines.may_still_run.is_(False), ~_LIVES_ON
 )
 
 
