@@ -15,7 +15,7 @@ from tests.support.time import FakeClock
 
 from gamenode.domain.command import Dispatch, ExecuteOrder
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.pipeline import Status
+from gamenode.domain.pipeline import NewPipeline, Status
 from gamenode.lib.clock import after
 from gamenode.server.db import schema
 from gamenode.server.pipelines.manager import PipelineSettings
@@ -79,6 +79,23 @@ async def test_a_secret_is_sent_to_its_node_and_stands_in_no_row(plane: ControlP
     assert VALUE not in rows
     assert VALUE.encode() not in pack_order(resent)
     assert VALUE not in repr(resent)
+
+
+async def test_nothing_that_is_logged_or_refused_shows_a_value(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    agent = await FakeAgent.join(plane)
+    await dispatched(plane, agent)
+    for wrong in ({"T": f"{VALUE}\0"}, {"T": VALUE * 2000}, {"T": VALUE, "X": ""}):
+        with pytest.raises(GameNodeError) as caught:
+            await plane.create(FILE, args=wrong)
+        assert VALUE not in f"{caught.value!r} {caught.value.violations} {caught.value.hint}"
+    request = NewPipeline(file=FILE, args={"T": VALUE})
+    prepared = plane.pipelines._prepare(request)
+    assert prepared.work.secrets == {"T": VALUE}
+    assert VALUE not in f"{request!r} {prepared!r}"
+    assert VALUE not in str([vars(record) for record in caplog.records])
 
 
 async def test_a_completed_pipelines_secrets_are_forgotten_at_once(plane: ControlPlane) -> None:

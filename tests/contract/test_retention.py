@@ -218,20 +218,30 @@ async def test_nothing_goes_by_a_clock_that_jumped(fleet: Fleet) -> None:
     assert await fleet.left() == {ended}
 
 
-async def test_bytes_that_a_crash_left_behind_go_after_the_next_start(fleet: Fleet) -> None:
+async def test_files_that_a_crash_left_behind_go_after_the_next_start(fleet: Fleet) -> None:
+    old = await fleet.ended()
     kept = await fleet.ended()
-    orphan = fleet.logs / "7c" / "0198-7c"
-    orphan.mkdir(parents=True)
-    (orphan / "one.1.1.log").write_bytes(b"left")
+    removed = await fleet.plane.service.remove_ended(
+        before=fleet.clock.now(), ended_max=1, key_keep_s=0.0, limit=1
+    )
+    assert list(removed) == [old]  # and the server ends here
+    assert fleet.with_bytes() == {old, kept}
     await fleet.new_retention().remove()
     assert fleet.with_bytes() == {kept}
 
 
-async def test_bytes_that_cannot_be_removed_are_tried_again(
+async def test_files_that_another_database_knows_stay(fleet: Fleet) -> None:
+    kept = await fleet.ended()
+    other = fleet.logs / "7c" / "0198-7c"
+    other.mkdir(parents=True)
+    await fleet.new_retention().remove()
+    assert fleet.with_bytes() == {kept, "0198-7c"}
+
+
+async def test_files_that_cannot_be_removed_are_tried_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = await fleet.ended()
-    await fleet.retention.remove()  # the sweep of the start
     fleet.clock.advance(31 * DAY_S)
     with monkeypatch.context() as patched:
         patched.setattr("shutil.rmtree", _read_only)

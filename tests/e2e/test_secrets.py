@@ -136,6 +136,9 @@ def test_a_secret_of_a_process_is_nowhere_but_where_it_must_be(
         (work / "go").touch()
 
     run_to_its_end(cluster, run, go)
+    key = cluster.folder / "server" / "secrets.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert key.stat().st_size == 32
 
 
 @pytest.mark.docker

@@ -125,6 +125,7 @@ class PlaneSettings:
     pipelines: PipelineSettings = field(default_factory=PipelineSettings)
     link: AgentLinkSettings = field(default_factory=AgentLinkSettings)
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    logs: LogSettings = field(default_factory=LogSettings)
 
 
 class ControlPlane:
@@ -160,13 +161,13 @@ class ControlPlane:
             settings=settings.nodes,
             states=StateSettings(),
             inventories=InventorySettings(),
-            log_chunk_bytes_max=LogSettings().chunk_bytes_max,
+            log_chunk_bytes_max=settings.logs.chunk_bytes_max,
         )
         self.service = GamePipelineGRPCService(
             self.database, SecretBox(bytes(32)), restarts_max=settings.pipelines.restarts_max
         )
         files = LogFiles(folder / "logs")
-        self.log_service = LogService(self.database, files, settings=LogSettings())
+        self.log_service = LogService(self.database, files, settings=settings.logs)
         self._streamer = LogStreamer(
             self.log_service, files, clock=clock, settings=StreamerSettings()
         )

@@ -7,6 +7,7 @@ a byte: lengths, line breaks and offsets are those of what was printed.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
@@ -33,6 +34,7 @@ class Masker:
     def __init__(self, texts: Sequence[bytes]) -> None:
         """Mask `texts`, none of which is empty."""
         self._texts = texts
+        self._rows: dict[bytes, re.Pattern[bytes]] = {}
         self._held = b""
         self._seen_bytes = 0
         """How much of the beginning of `_held` was let go before."""
@@ -90,8 +92,9 @@ class Masker:
         for text in self._texts:
             at = raw.find(text)
             while at >= 0:
-                found.append((at, at + len(text)))
-                at = raw.find(text, at + 1)
+                end = at + self._row_bytes(text, raw, at)
+                found.append((at, end))
+                at = raw.find(text, end - len(text) + 1)
         found.sort()
         spans: list[Span] = []
         for begin, end in found:
@@ -100,6 +103,19 @@ class Masker:
             else:
                 spans.append((begin, end))
         return spans
+
+    def _row_bytes(self, text: bytes, raw: bytes, at: int) -> int:
+        """Return how long a row of `text`, found at `at`, is: each overlaps the next by the most.
+
+        Without rows, a flood of `aaaa` would be looked at once for each of its bytes.
+        """
+        row = self._rows.get(text)
+        if row is None:
+            period = text[-_period(text) :]
+            row = self._rows[text] = re.compile(b"(?:%b)*+" % re.escape(period))
+        match = row.match(raw, at + len(text))
+        assert match is not None
+        return match.end() - at
 
     def _begun(self, raw: bytes) -> int:
         """Return from where on the bytes may be the beginning of a secret that goes on."""
@@ -110,6 +126,18 @@ class Masker:
                 at = raw.find(text[:1], at + 1, first)
             first = min(first, at) if at >= 0 else first
         return first
+
+
+def _period(text: bytes) -> int:
+    """Return by how many bytes, at least, `text` can be moved to lie upon itself."""
+    borders = [0] * len(text)
+    border = 0
+    for at in range(1, len(text)):
+        while border and text[at] != text[border]:
+            border = borders[border - 1]
+        border += text[at] == text[border]
+        borders[at] = border
+    return len(text) - border
 
 
 def _stars(part: bytes | bytearray) -> bytes:

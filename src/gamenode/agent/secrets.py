@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -102,18 +102,25 @@ class Secrets:
         orders = {order.dispatch.pipeline_id: order for order in held}
         wanted = {*orders, *living}
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if path.stem not in wanted or path.suffix != ".json":
-                path.unlink(missing_ok=True)
+            if path.is_file() and (path.stem not in wanted or path.suffix != ".json"):
+                path.unlink()
         for pipeline_id in wanted:
-            hidden = self._read(pipeline_id)
-            order = orders.get(pipeline_id)
-            if hidden is None and order is not None and self._needed(order):
-                _log.error(
-                    "the secrets of a pipeline are missing: its log is withheld",
-                    extra={"event": "secrets.missing", "pipeline_id": pipeline_id},
-                )
-                hidden = _Hidden(args={}, envs=self._used_envs(order), lost=True)
-            self._know(pipeline_id, hidden or _NOTHING)
+            self._know(pipeline_id, self._found(pipeline_id, orders.get(pipeline_id)))
+
+    def _found(self, pipeline_id: str, order: ExecuteOrder | None) -> _Hidden:
+        """Return what is kept of a pipeline, with what its next steps are given now."""
+        kept = self._read(pipeline_id)
+        if order is None:
+            return kept or _NOTHING
+        lost = kept is None and any(names_used(s.container, Namespace.ARGS) for s in order.steps)
+        if lost:
+            _log.error(
+                "the secrets of a pipeline are missing: its log is withheld",
+                extra={"event": "secrets.missing", "pipeline_id": pipeline_id},
+            )
+        kept = kept or _NOTHING
+        # The configuration may be another one than when the last step was given its values.
+        return replace(kept, envs=(*kept.envs, *self._used_envs(order)), lost=lost)
 
     async def keep(self, order: ExecuteOrder) -> None:
         """Keep what `order` brings, before it is accepted; on disk on return.
@@ -184,12 +191,9 @@ class Secrets:
         return turn
 
     def _know(self, pipeline_id: str, hidden: _Hidden) -> None:
-        if hidden is not _NOTHING:
+        if hidden != _NOTHING:
             self._hidden[pipeline_id] = hidden
             self._texts[pipeline_id] = hidden.texts
-
-    def _needed(self, order: ExecuteOrder) -> bool:
-        return any(names_used(step.container, Namespace.ARGS) for step in order.steps)
 
     def _used_envs(self, order: ExecuteOrder) -> tuple[str, ...]:
         if not self._secret_envs:

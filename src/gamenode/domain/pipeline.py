@@ -149,7 +149,7 @@ class ContainerSpec:
     command: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)  # some may be secret
     working_dir: str = ""
     user: str = ""
     volumes: tuple[str, ...] = ()

@@ -190,3 +190,12 @@ async def test_reading_can_be_left_at_any_await() -> None:
     coming.cancel()
     await asyncio.gather(coming, return_exceptions=True)
     assert printed.closed
+
+
+def test_a_flood_takes_no_longer_than_other_output() -> None:
+    for text in (b"aaaa", b"abab", b"ababa", b"aab" * 5000):
+        flood = text[:3] * (1 << 18) if text.startswith(b"aab") else text * (1 << 18)
+        masker = Masker([text])
+        passed = masker.feed(flood)[0] + masker.finish()[0]
+        assert len(passed) == len(flood)
+        assert passed.count(b"*") >= len(flood) - len(text)

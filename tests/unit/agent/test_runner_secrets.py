@@ -166,12 +166,13 @@ async def test_secret_envs_of_the_node_are_masked_where_they_are_used(tmp_path: 
         node.envs |= {"KEY": VALUE, "OPEN": "open-value"}
         await node.restart()
         use = step(stdout="${{ envs.KEY }} ${{ envs.OPEN }}\n", duration_s=5)
-        await node.runner.take(order(use))
+        await node.runner.take(order(use, step("two", stdout="${{ envs.KEY }}")))
         await node.started()
         node.envs["KEY"] = "changed-since-then"
         await node.restart()
         assert await node.ended() is Status.COMPLETED
         assert printed(node) == f"{STARS} open-value\n"
+        assert printed(node, "two") == "*" * len("changed-since-then")
         await node.released()
         assert holding(node) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
@@ -62,7 +63,7 @@ def at_a_terminal(api: FakeApi, *args: str, answers: tuple[tuple[bytes, bytes], 
     seen = b""
     waiting = list(answers)
     try:
-        while True:
+        while select.select([ours], [], [], 20.0)[0]:
             try:
                 seen += os.read(ours, 4096)
             except OSError:
@@ -70,9 +71,11 @@ def at_a_terminal(api: FakeApi, *args: str, answers: tuple[tuple[bytes, bytes], 
             if waiting and waiting[0][0] in seen:
                 os.write(ours, waiting.pop(0)[1] + b"\n")
     finally:
-        program.kill() if waiting else None
-        assert program.wait(10) == 0
+        if waiting:
+            program.kill()
+        ended = program.wait(10)
         os.close(ours)
+    assert (ended, waiting) == (0, []), seen
     return seen.decode()
 
 

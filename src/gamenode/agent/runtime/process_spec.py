@@ -55,6 +55,8 @@ _ULIMITS: Final = frozenset(
 )
 _TEXT_BYTES_MAX: Final = 128 * 1024
 """The longest argument or variable that Linux passes on."""
+_ID_MAX: Final = 2**32 - 2
+"""The highest number of a user or group; the next one means none."""
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESTART: Final = re.compile(r"(no|always|unless-stopped|on-failure)(?::([0-9]{1,6}))?")
 
@@ -258,8 +260,10 @@ def _user(text: str) -> _User | None:
         group_id = account.pw_gid if account else user_id
         if group:
             group_id = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
-    except KeyError as error:
-        raise _failed(f"user {text} is not known on this host") from error
+    except (KeyError, ValueError, OverflowError) as error:  # unknown, or nothing that could be one
+        raise _unknown(text) from error
+    if max(user_id, group_id) > _ID_MAX:
+        raise _unknown(text)
     return _User(user_id, group_id, account)
 
 
@@ -268,6 +272,10 @@ def _account(user_id: int) -> pwd.struct_passwd | None:
         return pwd.getpwuid(user_id)
     except KeyError:
         return None
+
+
+def _unknown(user: str) -> StartError:
+    return _failed(f"user {user[:64]!r} is not known on this host")
 
 
 def _failed(message: str) -> StartError:

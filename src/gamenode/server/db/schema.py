@@ -327,6 +327,13 @@ logs: Final = Table(
     PrimaryKeyConstraint("pipeline_id", "step", "attempt", "run"),
 )
 
+removed_logs: Final = Table(
+    "removed_logs",
+    metadata,
+    Column("pipeline_id", String(36), primary_key=True),
+    comment="Pipelines that are gone, and whose logs' files are still to be removed (rule RC3).",
+)
+
 metric_journal: Final = Table(
     "metric_journal",
     metadata,

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import logging
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -77,7 +77,7 @@ def set_final(
 def remove(conn: Connection, pipeline_ids: Collection[str]) -> None:
     """Remove every log of pipelines; a part of the transaction that removes them.
 
-    After the commit, `LogService.remove` removes the bytes.
+    After the commit, `LogService.remove_files` removes the bytes.
     """
     store.remove(conn, pipeline_ids)
 
@@ -202,30 +202,31 @@ class LogService:
         await self.refresh(key)
         self._ring(key)
 
-    async def remove(self, pipeline_ids: Collection[str]) -> None:
-        """Remove the bytes of pipelines that are not known any more. Safe to repeat.
+    async def remove_files(self, limit: int) -> int:
+        """Remove the files of pipelines whose rows are gone, at most `limit`; return of how many.
 
-        Raises:
-            OSError: some of them are still there.
+        Files that cannot be removed now are tried again with the next call (rule RC3).
         """
-        gone = set(pipeline_ids)
+        gone = await self._database.read(lambda conn: store.removed(conn, limit))
         for key in [key for key in self._lanes if key.pipeline_id in gone]:
             if not self._lanes[key].busy:
                 self._lanes.pop(key).drop()
         loop = asyncio.get_running_loop()
-        for pipeline_id in pipeline_ids:
-            await loop.run_in_executor(self._pool, self._files.remove, pipeline_id)
-
-    async def pipelines(self) -> AsyncIterator[list[str]]:
-        """Yield the ids of the pipelines that have bytes here, some at a time.
-
-        Raises:
-            OSError: a folder cannot be read.
-        """
-        loop = asyncio.get_running_loop()
-        some = self._files.pipelines()
-        while (ids := await loop.run_in_executor(self._pool, next, some, None)) is not None:
-            yield ids
+        removed: list[str] = []
+        for pipeline_id in gone:
+            try:
+                await loop.run_in_executor(self._pool, self._files.remove, pipeline_id)
+            except OSError as error:
+                _log.warning(
+                    "a removed pipeline's logs are still there: %s",
+                    error,
+                    extra={"event": "log.not_removed", "pipeline_id": pipeline_id},
+                )
+            else:
+                removed.append(pipeline_id)
+        if removed:
+            await self._database.write(lambda conn: store.forget_removed(conn, removed))
+        return len(removed)
 
     @contextmanager
     def watch(self, key: LogKey) -> Iterator[Wake]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
@@ -110,8 +110,21 @@ def set_final(
 
 
 def remove(conn: Connection, pipeline_ids: Collection[str]) -> None:
-    """Remove every log of these pipelines."""
+    """Remove every log of these pipelines, and note that their files are to follow."""
     conn.execute(delete(schema.logs).where(_log.pipeline_id.in_(pipeline_ids)))
+    conn.execute(insert(schema.removed_logs), [{"pipeline_id": it} for it in pipeline_ids])
+
+
+def removed(conn: Connection, limit: int) -> Sequence[str]:
+    """Return pipelines that are gone, and whose files may still be there."""
+    return conn.scalars(select(schema.removed_logs.c.pipeline_id).limit(limit)).all()
+
+
+def forget_removed(conn: Connection, pipeline_ids: Collection[str]) -> None:
+    """Note that the files of these pipelines are gone."""
+    conn.execute(
+        delete(schema.removed_logs).where(schema.removed_logs.c.pipeline_id.in_(pipeline_ids))
+    )
 
 
 def _of(key: LogKey) -> dict[str, object]:

@@ -1,6 +1,6 @@
-"""Removes pipelines that ended long ago, or that are too many: rows first, then bytes.
+"""Removes pipelines that ended long ago, or that are too many: rows first, then files.
 
-A crash in between leaves bytes that no row knows of; they are looked for after each start.
+That files are to follow is a row too, so that a crash in between leaves none behind (rule RC3).
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ class Retention:
         self._clock = clock
         self._clock_watch = clock_watch
         self._settings = settings
-        self._unswept = True
 
     async def run(self) -> None:
         """Remove what is past its time, again and again, until cancelled."""
@@ -72,8 +71,8 @@ class Retention:
         """Remove what is past its time now."""
         await self._remove_keys()
         await self._remove_ended()
-        if self._unswept:
-            await self._sweep()
+        while await self._logs.remove_files(self._settings.removals_per_write_max):
+            continue
 
     async def _remove_ended(self) -> None:
         settings = self._settings
@@ -87,7 +86,6 @@ class Retention:
                 limit=settings.removals_per_write_max,
             )
             self._removed(ids)
-            await self._remove_logs(ids)
             count += len(ids)
             if len(ids) < settings.removals_per_write_max:
                 break
@@ -105,24 +103,3 @@ class Retention:
             if await self._service.remove_keys(now=self._clock.now(), limit=limit) < limit:
                 break
             await asyncio.sleep(self._settings.removal_pause_s)
-
-    async def _remove_logs(self, pipeline_ids: Collection[str]) -> None:
-        try:
-            await self._logs.remove(pipeline_ids)
-        except OSError as error:
-            self._unswept = True
-            _log.warning(
-                "logs of removed pipelines are still there: %s",
-                error,
-                extra={"event": "logs.not_removed"},
-            )
-
-    async def _sweep(self) -> None:
-        """Remove logs whose pipelines are not known; a pipeline is, before it has its first log."""
-        self._unswept = False
-        limit = self._settings.removals_per_write_max
-        async for found in self._logs.pipelines():
-            for start in range(0, len(found), limit):
-                some = found[start : start + limit]
-                known = await self._service.known(some)
-                await self._remove_logs([name for name in some if name not in known])

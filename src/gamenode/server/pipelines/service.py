@@ -261,10 +261,6 @@ class GamePipelineGRPCService:
             hint=f"its steps: {names}",
         )
 
-    async def known(self, pipeline_ids: Collection[str]) -> frozenset[str]:
-        """Return those of `pipeline_ids` that there are."""
-        return await self._db.read(lambda conn: store.known(conn, pipeline_ids))
-
     async def order(self, dispatch: Dispatch) -> ExecuteOrder:
         """Return the order of a dispatch, as it was granted."""
 
@@ -562,7 +558,7 @@ class GamePipelineGRPCService:
 
         Those that ended before `before`, or before the newest `ended_max`; never one that its node
         may still run, or of which a service lives on. Their idempotency keys stay until they are
-        `key_keep_s` old (RC5). After it, `LogService.remove` removes the bytes of the logs.
+        `key_keep_s` old (RC5). Afterwards `LogService.remove_files` removes their logs' files.
         """
 
         def record(conn: Connection) -> Sequence[str]:

@@ -855,11 +855,6 @@ def remove_keys(conn: Connection, *, now: Instant, limit: int) -> int:
     ).rowcount
 
 
-def known(conn: Connection, pipeline_ids: Collection[str]) -> frozenset[str]:
-    """Return those of `pipeline_ids` that there are."""
-    return frozenset(conn.scalars(select(_pipelines.id).where(_pipelines.id.in_(pipeline_ids))))
-
-
 def step(row: Row[Any]) -> Step:
     """Return the step that a row keeps."""
     return Step(

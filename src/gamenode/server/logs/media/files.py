@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from gamenode.domain.log import LogKey, folder_of, relative_path
@@ -67,22 +67,6 @@ class LogFiles:
             shutil.rmtree(self._root / folder_of(pipeline_id))
         except FileNotFoundError:
             return
-
-    def pipelines(self) -> Iterator[list[str]]:
-        """Yield the ids of the pipelines that have logs here, some at a time.
-
-        Raises:
-            OSError: a folder cannot be read.
-        """
-        for spread in self._folders(self._root):
-            yield [folder.name for folder in self._folders(spread)]
-
-    @staticmethod
-    def _folders(parent: Path) -> list[Path]:
-        try:
-            return [Path(entry) for entry in os.scandir(parent) if entry.is_dir()]
-        except FileNotFoundError:
-            return []
 
     def _path(self, key: LogKey) -> Path:
         return self._root / f"{relative_path(key)}.log"
