@@ -121,6 +121,15 @@ async def test_a_cancelled_pipeline_is_not_bound(plane: ControlPlane) -> None:
     ]
 
 
+async def test_what_has_ended_waits_for_nothing(plane: ControlPlane) -> None:
+    created = await plane.create(FILE)
+    await plane.dispatcher.sweep()
+    assert (await get(plane, created)).waiting == "no node is registered"
+    assert (await cancel(plane, created.id)).waiting == ""
+    await plane.service.explain_waiting({created.id: "it was looked at before its end"})
+    assert (await get(plane, created)).waiting == ""
+
+
 async def test_a_node_in_maintenance_is_not_bound_to(plane: ControlPlane) -> None:
     await FakeAgent.join(plane)
     created = await plane.create(FILE)

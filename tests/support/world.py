@@ -94,9 +94,10 @@ class World:
     async def started(self, count: int = 1) -> None:
         await until(lambda: self.starts == count)
 
-    def reached(self) -> bool:
-        """Return whether the agent knows that the pipeline must end."""
-        return any(work.cancelled.is_set() for work in self.agent.runner._works.values())
+    async def reached(self) -> bool:
+        """Return whether the agent knows, or knew, that the pipeline must end."""
+        knows = any(work.cancelled.is_set() for work in self.agent.runner._works.values())
+        return knows or await self.ended()
 
 
 @asynccontextmanager

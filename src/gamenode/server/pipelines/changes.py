@@ -177,6 +177,7 @@ def _end(
     values: dict[str, object] = {
         "reason": reason,
         "message": message,
+        "waiting": "",
         "ended_at": now,
         "cancel_acknowledged_at": now,
     }

@@ -690,10 +690,14 @@ def acknowledge(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
 
 
 def set_waiting(conn: Connection, pipeline_id: str, waiting: str) -> None:
-    """Say why a pipeline waits."""
+    """Say why a pipeline waits; nothing where it does not wait any more."""
     conn.execute(
         update(schema.pipelines)
-        .where(_pipelines.id == pipeline_id, _pipelines.node_id == "")
+        .where(
+            _pipelines.id == pipeline_id,
+            _pipelines.node_id == "",
+            _is(_pipelines.status, Status.PENDING),
+        )
         .values(waiting=waiting)
     )
 
