@@ -325,14 +325,17 @@ async def test_what_goes_beyond_a_logs_limit_is_dropped_and_a_record_says_so(set
     assert record.next_offset == len(log)
 
 
-async def test_nothing_more_is_sent_of_a_log_that_is_not_wanted(setup: Setup) -> None:
+@pytest.mark.parametrize("code", [ErrorCode.PIPELINE_NOT_FOUND, ErrorCode.PERMISSION_DENIED])
+async def test_nothing_more_is_sent_of_a_log_that_is_not_wanted(
+    setup: Setup, code: ErrorCode
+) -> None:
     class Unwanted(DirectLink):
         async def append_logs(
             self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
         ) -> AppendAnswer:
             if offset < 10_000:
                 return await super().append_logs(key, offset, chunk, position)
-            raise GameNodeError(ErrorCode.PIPELINE_NOT_FOUND, "it was removed")
+            raise GameNodeError(code, "it never will be")
 
     agent = setup.agent(Unwanted(setup.server))
     agent.begin(KEY, noise(Random(5), 80).source, new=True)
@@ -340,6 +343,19 @@ async def test_nothing_more_is_sent_of_a_log_that_is_not_wanted(setup: Setup) ->
     assert end.complete
     await agent.forget(KEY)
     assert setup.spool_files() == []
+
+
+async def test_no_chunk_is_longer_than_the_server_takes(setup: Setup) -> None:
+    agent = setup.agent(link := DirectLink(setup.server), replace(QUICK, chunk_bytes_max=65536))
+    for told, longest in ((4096, 4096), (1 << 20, 65536), (0, 65536)):
+        agent.obey_chunk_bytes_max(told)
+        assert agent._shared.chunk_bytes_max == longest
+    agent.obey_chunk_bytes_max(4096)
+    output = noise(Random(5), 80)
+    agent.begin(KEY, output.source, new=True)
+    assert (await finished(agent, output)).complete
+    assert max(length for _, length in link.calls) <= 4096
+    assert_exact(setup, output)
 
 
 async def test_a_server_that_went_back_gets_the_log_again_from_there(setup: Setup) -> None:

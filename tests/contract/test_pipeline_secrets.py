@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from sqlalchemy import Connection, select
-from tests.contract.test_pipelines import FakeAgent, acknowledged, step, whole
-from tests.support.plane import ControlPlane
+from tests.support.fake_agent import FakeAgent, acknowledged, step, whole
+from tests.support.plane import USER, ControlPlane
 from tests.support.time import FakeClock
 
 from gamenode.domain.command import Dispatch, ExecuteOrder
@@ -108,25 +108,23 @@ async def test_a_completed_pipelines_secrets_are_forgotten_at_once(plane: Contro
     assert await sealed(plane, pipeline_id) is None
 
 
-async def test_a_failed_pipelines_secrets_can_be_taken_over_for_a_day(plane: ControlPlane) -> None:
+async def test_a_failed_pipelines_secrets_go_to_its_retry_for_a_day(plane: ControlPlane) -> None:
     agent = await FakeAgent.join(plane)
     pipeline_id = await dispatched(plane, agent)
     await agent.report(whole(pipeline_id, Status.FAILED))
     keep_s = PipelineSettings().secrets_keep_s
     await plane.service.forget_secrets(after(plane.clock.now(), -keep_s))
-    copied = await plane.database.read(
-        lambda conn: plane.service.taken_over_secrets(conn, pipeline_id, "retry")
-    )
+    again = await plane.pipelines.retry(pipeline_id, from_failed=False, key="", by=USER)
+    copied = await sealed(plane, again.id)
     assert copied is not None
     box = SecretBox(bytes(32))
-    assert box.unseal("retry", copied) == {"T": VALUE}
+    assert box.unseal(again.id, copied) == {"T": VALUE}
     assert box.unseal(pipeline_id, copied) == {}
+    assert VALUE not in repr(again)
     await plane.service.forget_secrets(after(plane.clock.now(), 1.0))
     assert await sealed(plane, pipeline_id) is None
     with pytest.raises(GameNodeError, match="forgotten: T") as caught:
-        await plane.database.read(
-            lambda conn: plane.service.taken_over_secrets(conn, pipeline_id, "retry")
-        )
+        await plane.pipelines.retry(pipeline_id, from_failed=False, key="", by=USER)
     assert caught.value.code is ErrorCode.CONFLICT
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.contract.test_pipelines import FakeAgent, acknowledged, cancel, get, held, step, whole
+from tests.support.fake_agent import FakeAgent, acknowledged, cancel, get, held, step, whole
 from tests.support.plane import USER, ControlPlane, PlaneSettings, registration
 from tests.support.time import FakeClock, until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.contract.test_pipelines import FakeAgent, dispatched, step, whole
+from tests.support.fake_agent import FakeAgent, dispatched, step, whole
 from tests.support.plane import USER, ControlPlane, registration
 from tests.support.time import FakeClock
 

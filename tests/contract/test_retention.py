@@ -69,6 +69,10 @@ class Fleet:
         self.clock.advance(1.0)
         return pipeline_id
 
+    async def let_go(self, pipeline_id: str) -> None:
+        """Have the node say that nothing of a pipeline runs any more."""
+        await self.say(PipelineReport(pipeline_id=pipeline_id, status=Status.CANCELLED, attempt=1))
+
     async def log(self, pipeline_id: str) -> None:
         """Have the node send a chunk of a step's log."""
         key, chunk = LogKey(pipeline_id, "one", 1), b"2026-11-25T00:00:00.000000000Z stdout F hi\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.contract.test_pipelines import FakeAgent, dispatched, step
+from tests.support.fake_agent import FakeAgent, dispatched, step
 from tests.support.plane import USER, ControlPlane, Network, NodeAgent, RecordingHost
 from tests.support.time import FakeClock, LoopClock, until, virtual_time
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 from starlette.types import ASGIApp
 
 from gamenode.domain.access import Actor, ActorKind, ApiToken, Role
+from gamenode.domain.command import Dispatch
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.event import Event, EventFilter
 from gamenode.domain.explanation import Explanation, survey
@@ -148,6 +149,8 @@ class MemoryPipelines:
         self.pipelines: dict[str, Pipeline] = {}
         self.requests: list[tuple[NewPipeline, Actor]] = []
         self.waiters = 0
+        self.fenced: list[tuple[str, str, str]] = []
+        self.keys: list[str] = []
         self._keys: dict[str, str] = {}
         self._changed = asyncio.Condition()
 
@@ -156,6 +159,31 @@ class MemoryPipelines:
 
     async def loads(self) -> Mapping[str, int]:
         return {}
+
+    async def lingering(self) -> Mapping[str, Sequence[Dispatch]]:
+        found: dict[str, list[Dispatch]] = {}
+        for pipeline in self.pipelines.values():
+            if pipeline.may_still_run:
+                dispatch = Dispatch(pipeline.id, pipeline.attempt)
+                found.setdefault(pipeline.node_id, []).append(dispatch)
+        return found
+
+    async def fence_node(self, node_id: str, *, reason: str, by: Actor) -> Node:
+        self.fenced.append((node_id, reason, by.name))
+        return make_node(node_id, online=False)
+
+    async def retry(self, pipeline_id: str, *, from_failed: bool, key: str, by: Actor) -> Pipeline:
+        del by
+        await self.get(pipeline_id)
+        self.keys.append(key)
+        again = make_pipeline(len(self.pipelines) + 1, waiting="from" if from_failed else "")
+        return self.add(replace(again, retry_of=pipeline_id))
+
+    async def extend(self, pipeline_id: str, by_s: float, *, key: str, by: Actor) -> Pipeline:
+        del by
+        self.keys.append(key)
+        pipeline = await self.get(pipeline_id)
+        return self.add(replace(pipeline, extended_s=pipeline.extended_s + by_s))
 
     def add(self, pipeline: Pipeline) -> Pipeline:
         self.pipelines[pipeline.id] = pipeline

@@ -46,6 +46,9 @@ def pipeline(status: str = "RUNNING", *steps: dict[str, Any], **members: Any) ->
         "ended_at": None,
         "retry_of": None,
         "reservation": None,
+        "on_lost": "wait",
+        "extended_s": 0.0,
+        "may_still_run": False,
         **members,
     }
 
@@ -120,6 +123,7 @@ def node(node_id: str = "fra-07", **members: Any) -> dict[str, Any]:
         "conditions": [],
         "inventory_version": 1,
         "registered_at": "2026-11-20T08:00:00.000Z",
+        "may_still_run": [],
         **members,
     }
 

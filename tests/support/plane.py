@@ -69,6 +69,7 @@ from gamenode.server.nodes.manager import NodeManager, NodeSettings
 from gamenode.server.nodes.service import GameNodeService, InventorySettings
 from gamenode.server.nodes.states import StateSettings
 from gamenode.server.pipelines.dispatcher import DispatcherSettings, TaskDispatcher
+from gamenode.server.pipelines.lost import LostPipelines
 from gamenode.server.pipelines.manager import PipelineManager, PipelineSettings
 from gamenode.server.pipelines.secrets import SecretBox
 from gamenode.server.pipelines.service import GamePipelineGRPCService
@@ -138,6 +139,7 @@ class PlaneSettings:
     pipelines: PipelineSettings = field(default_factory=PipelineSettings)
     link: AgentLinkSettings = field(default_factory=AgentLinkSettings)
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    logs: LogSettings = field(default_factory=LogSettings)
 
 
 class ControlPlane:
@@ -174,10 +176,13 @@ class ControlPlane:
             settings=settings.nodes,
             states=StateSettings(),
             inventories=InventorySettings(),
+            log_chunk_bytes_max=settings.logs.chunk_bytes_max,
         )
-        self.service = GamePipelineGRPCService(self.database, SecretBox(bytes(32)))
+        self.service = GamePipelineGRPCService(
+            self.database, SecretBox(bytes(32)), restarts_max=settings.pipelines.restarts_max
+        )
         files = LogFiles(folder / "logs")
-        self.log_service = LogService(self.database, files, settings=LogSettings())
+        self.log_service = LogService(self.database, files, settings=settings.logs)
         self._streamer = LogStreamer(
             self.log_service, files, clock=clock, settings=StreamerSettings()
         )
@@ -206,6 +211,13 @@ class ControlPlane:
             ids=ids,
             settings=settings.pipelines,
         )
+        self.lost = LostPipelines(
+            service=self.service,
+            nodes=self.nodes,
+            clock=clock,
+            fail_s=settings.pipelines.lost_fail_s,
+            sweep_interval_s=settings.pipelines.lost_sweep_interval_s,
+        )
         self.edge = GameNodeServer(
             nodes=self.nodes,
             pipelines=self.pipelines,
@@ -226,6 +238,7 @@ class ControlPlane:
         )
         self.nodes.on_change(self.dispatcher.wake)
         self.feed.on_events(self.dispatcher.hear)
+        self.feed.on_events(self.lost.hear)
         self.streams: set[asyncio.Task[None]] = set()
         self.program = Program("server", on_death=on_death)
         self._supervisor = Supervisor()
@@ -238,6 +251,7 @@ class ControlPlane:
         self._supervisor.keep("flush", self.nodes.flush)
         self._supervisor.keep("states", self.nodes.states.run)
         self._supervisor.keep("dispatch", self.dispatcher.run)
+        self._supervisor.keep("lost", self.lost.run)
 
     async def stop(self) -> None:
         """End everything at once, as a crash would but for what the database has taken."""

@@ -10,11 +10,11 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from gamenode.domain.command import CancelOrder, Dispatch, ExecuteOrder
+from gamenode.domain.command import CancelOrder, Dispatch, ExecuteOrder, ExtendOrder
 from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.log import LogKey
 from gamenode.domain.node import Maintenance
@@ -33,6 +33,7 @@ CREATE TABLE state (
 CREATE TABLE held (
     pipeline_id TEXT, attempt INTEGER, work BLOB, cancel_reason TEXT, cancel_message TEXT,
     cancel_force INTEGER NOT NULL, accepted_at INTEGER, abandoned INTEGER NOT NULL,
+    extended_s REAL NOT NULL,
     PRIMARY KEY (pipeline_id, attempt)
 ) WITHOUT ROWID;
 CREATE TABLE tries (
@@ -209,7 +210,9 @@ class Journal:
         return [
             Held(
                 dispatch=(dispatch := Dispatch(pipeline_id, attempt)),
-                order=unpack_order(work) if work is not None else None,
+                order=(
+                    replace(unpack_order(work), extended_s=extended_s) if work is not None else None
+                ),
                 accepted_at=accepted_at,
                 cancel=(
                     CancelOrder(
@@ -233,9 +236,10 @@ class Journal:
                 force,
                 accepted_at,
                 abandoned,
+                extended_s,
             ) in self._connection.execute(
                 "SELECT pipeline_id, attempt, work, cancel_reason, cancel_message, cancel_force,"
-                " accepted_at, abandoned FROM held ORDER BY pipeline_id, attempt"
+                " accepted_at, abandoned, extended_s FROM held ORDER BY pipeline_id, attempt"
             ).fetchall()
         ]
 
@@ -314,9 +318,10 @@ class Journal:
         def write(connection: sqlite3.Connection) -> None:
             # It may be there, from a write whose outcome was not known.
             connection.execute(
-                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL, 0, ?, 0) ON CONFLICT DO UPDATE SET"
-                " work = excluded.work, accepted_at = excluded.accepted_at",
-                (dispatch.pipeline_id, dispatch.attempt, packed, now),
+                "INSERT INTO held VALUES (?, ?, ?, NULL, NULL, 0, ?, 0, ?) ON CONFLICT DO UPDATE"
+                " SET work = excluded.work, accepted_at = excluded.accepted_at,"
+                " extended_s = excluded.extended_s",
+                (dispatch.pipeline_id, dispatch.attempt, packed, now, order.extended_s),
             )
             if first_try is not None:
                 _insert_try(connection, dispatch, Try(key=first_try))
@@ -326,7 +331,7 @@ class Journal:
     async def cancel(self, order: CancelOrder) -> None:
         """Remember that a dispatch must end, also one that was never accepted (rule RL2)."""
         await self._write(
-            "INSERT INTO held VALUES (?, ?, NULL, ?, ?, ?, NULL, 0) ON CONFLICT DO UPDATE SET"
+            "INSERT INTO held VALUES (?, ?, NULL, ?, ?, ?, NULL, 0, 0) ON CONFLICT DO UPDATE SET"
             " cancel_reason = excluded.cancel_reason, cancel_message = excluded.cancel_message,"
             " cancel_force = excluded.cancel_force",
             (
@@ -336,6 +341,13 @@ class Journal:
                 order.message,
                 order.force,
             ),
+        )
+
+    async def extend(self, order: ExtendOrder) -> None:
+        """Remember how much longer a dispatch that is held may take, in all."""
+        await self._write(
+            "UPDATE held SET extended_s = max(extended_s, ?) WHERE pipeline_id = ? AND attempt = ?",
+            (order.extended_s, order.dispatch.pipeline_id, order.dispatch.attempt),
         )
 
     async def begin_try(self, dispatch: Dispatch, begun: Try) -> None:

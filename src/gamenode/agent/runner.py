@@ -43,6 +43,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Dispatch,
     ExecuteOrder,
+    ExtendOrder,
     GrantedStep,
     LivingInstances,
     OrderAnswer,
@@ -120,6 +121,35 @@ class RunnerSettings:
     """How many attempts one such answer holds; an agent with more refuses."""
 
 
+class _Deadline:
+    """When a pipeline's own limit is reached; it can be moved until then."""
+
+    def __init__(self) -> None:
+        """Have none yet."""
+        self.passed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, left_s: float) -> None:
+        """Have it pass in `left_s`; at once, so that what begins next finds it, if none is left."""
+        if left_s <= 0:
+            self.passed.set()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self.passed.set)
+
+    def move(self, by_s: float) -> None:
+        """Put it off by `by_s`; nothing where there is none, or it has passed."""
+        if self._timer is not None and not self.passed.is_set():
+            left_s = self._timer.when() - asyncio.get_running_loop().time()
+            self._timer.cancel()
+            self.start(left_s + by_s)
+
+    def stop(self) -> None:
+        """Have none any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 @dataclass(slots=True)
 class _Work:
     """One dispatch while it is held."""
@@ -145,6 +175,23 @@ class _Work:
     """Set once the server has heard that this is held, by the agent that runs now."""
     abandoned: bool = False
     """Whether the journal may be older than what has happened: nothing more is started (RL3)."""
+    deadline: _Deadline = field(default_factory=_Deadline)
+    extended_s: float = 0.0
+    """By how much its limits have been extended, in all."""
+    journaled_extended_s: float = 0.0
+    extended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set, and replaced, whenever that grows."""
+
+    def limit_s(self, timeout_s: float | None) -> float | None:
+        """Return a limit of the order as it is now."""
+        return None if timeout_s is None else timeout_s + self.extended_s
+
+    def extend(self, extended_s: float) -> None:
+        """Let every limit grow to what `extended_s` in all makes of it."""
+        self.deadline.move(extended_s - self.extended_s)
+        self.extended_s = extended_s
+        before, self.extended = self.extended, asyncio.Event()
+        before.set()
 
 
 class Runner:
@@ -215,6 +262,9 @@ class Runner:
                     return await self._execute(order)
             case CancelOrder():
                 return await self.cancel(order)
+            case ExtendOrder():
+                async with self._turn(order.dispatch):
+                    return await self._extend(order)
             case StateOrder():
                 return await self._change_state(order)
 
@@ -252,6 +302,28 @@ class Runner:
             await self._journal.cancel(work.cancel)
             work.journaled_cancel = work.cancel
             return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
+
+    async def _extend(self, order: ExtendOrder) -> OrderAnswer:
+        """Let a dispatch take longer; what its time was up for already is not undone (F8)."""
+        work = self._works.get(order.dispatch)
+        if work is None or work.order is None or work.ended.is_set():
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED,
+                reason="NOT_HELD",
+                message="it does not run here",
+            )
+        if work.deadline.passed.is_set():
+            return OrderAnswer(
+                outcome=OrderOutcome.REFUSED, reason=Reason.TIMEOUT, message="its time was up"
+            )
+        if order.extended_s <= work.journaled_extended_s:
+            return OrderAnswer(outcome=OrderOutcome.REPEATED)
+        # In memory first: a full disk must not let its time run out.
+        if order.extended_s > work.extended_s:
+            work.extend(order.extended_s)
+        await self._journal.extend(order)
+        work.journaled_extended_s = order.extended_s
+        return OrderAnswer(outcome=OrderOutcome.ACCEPTED)
 
     def release(self, dispatch: Dispatch) -> None:
         """Forget a dispatch: the server has its end on disk, and asks what it left."""
@@ -422,18 +494,16 @@ class Runner:
                 reason="BUSY",
                 message=f"{self._settings.pipelines_max} pipelines are held already",
             )
-        for step in order.steps:
-            unsupported = self._runtime.unsupported(step.container)
-            if unsupported:
-                return OrderAnswer(
-                    outcome=OrderOutcome.REFUSED,
-                    reason=Reason.UNSUPPORTED,
-                    message=f"step {step.name}: the {self._runtime.name} runtime of this node"
-                    f" does not support {', '.join(unsupported)}",
-                )
-        first = _first_key(order)
+        first = _first_key(order) if self._unsupported(order) is None else None
         now = self._clock.now()
-        work = _Work(order.dispatch, order, accepted_s=self._clock.monotonic_s(), fresh=first)
+        work = _Work(
+            order.dispatch,
+            order,
+            accepted_s=self._clock.monotonic_s(),
+            fresh=first,
+            extended_s=order.extended_s,
+            journaled_extended_s=order.extended_s,
+        )
         work.confirmed.set()
         if first is not None:
             work.tries[first] = Try(key=first)
@@ -475,6 +545,8 @@ class Runner:
             cancel=held.cancel,
             journaled_cancel=held.cancel,
             abandoned=held.abandoned,
+            extended_s=held.order.extended_s if held.order else 0.0,
+            journaled_extended_s=held.order.extended_s if held.order else 0.0,
         )
         if held.cancel is not None:
             work.cancelled.set()
@@ -528,22 +600,23 @@ class Runner:
                 return
 
     async def _run_steps(self, work: _Work, order: ExecuteOrder) -> None:
-        overdue = asyncio.Event()
-        timer = None
-        if order.timeout_s is not None:
-            left_s = work.accepted_s + order.timeout_s - self._clock.monotonic_s()
-            if left_s <= 0:
-                overdue.set()  # now: what begins next must find it
-            else:
-                timer = asyncio.get_running_loop().call_later(left_s, overdue.set)
+        work.deadline = _Deadline()
+        overdue = work.deadline.passed
+        limit_s = work.limit_s(order.timeout_s)
+        if limit_s is not None:
+            work.deadline.start(work.accepted_s + limit_s - self._clock.monotonic_s())
         work.failed = None
+        unsupported = self._unsupported(order)
+        if unsupported is not None and not work.tries:
+            self._report_unsupported(work, order, *unsupported)
+            return
         try:
             for step in order.steps:
                 if overdue.is_set() and work.failed is None:
                     work.failed = Outcome(
                         status=Status.FAILED,
                         reason=Reason.TIMEOUT,
-                        message=_timeout_message("pipeline", order.timeout_s),
+                        message=_timeout_message("pipeline", work.limit_s(order.timeout_s)),
                     )
                 if _wanted(step, work):
                     await self._run_step(work, step, overdue)
@@ -551,8 +624,28 @@ class Runner:
                     skipped = Outcome(status=Status.CANCELLED, reason=Reason.SKIPPED)
                     self._report(work, step, skipped, step.first_attempt)
         finally:
-            if timer is not None:
-                timer.cancel()
+            work.deadline.stop()
+
+    def _unsupported(self, order: ExecuteOrder) -> tuple[GrantedStep, Outcome] | None:
+        """Return the first step that cannot be run as it is written, and its end; or None."""
+        for step in order.steps:
+            if keys := self._runtime.unsupported(step.container):
+                message = (
+                    f"step {step.name}: the {self._runtime.name} runtime of this node does not"
+                    f" support {', '.join(keys)}"
+                )
+                return step, _not_started(Reason.UNSUPPORTED, message)
+        return None
+
+    def _report_unsupported(
+        self, work: _Work, order: ExecuteOrder, failed: GrantedStep, outcome: Outcome
+    ) -> None:
+        """Fail a step before any is started, since none of them could change that."""
+        work.failed = outcome
+        skipped = Outcome(status=Status.CANCELLED, reason=Reason.SKIPPED)
+        for step in order.steps:
+            end = outcome if step is failed else skipped
+            self._report(work, step, end, step.first_attempt)
 
     async def _run_step(self, work: _Work, step: GrantedStep, overdue: asyncio.Event) -> None:
         """Try a step until it goes well, no try is left, or nobody wants it any more."""
@@ -569,18 +662,26 @@ class Runner:
             else:
                 outcome = await self._try(work, step, key, limits)
             # What a node does not allow, it does not allow the next time either.
-            last = number + 1 == step.attempts or outcome.reason is Reason.POLICY
-            if outcome.status is not Status.FAILED or last or limits.reached or work.abandoned:
-                await self._report_end(work, step, key, outcome)
-                if outcome.status is not Status.COMPLETED and work.failed is None:
-                    work.failed = outcome
-                return
-            retrying = replace(
-                outcome, status=Status.RUNNING, reason=Reason.RETRYING, ended_at=None
-            )
-            self._report(work, step, retrying, key.attempt)
-            wait_s = min(step.backoff_s * 2.0**number, self._settings.backoff_s_max)
-            await _first_of(limits.waits(), timeout_s=wait_s)
+            last = number + 1 == step.attempts or outcome.reason is Reason.POLICY or work.abandoned
+            if outcome.status is Status.FAILED and not last:
+                if not limits.reached:
+                    retrying = replace(
+                        outcome, status=Status.RUNNING, reason=Reason.RETRYING, ended_at=None
+                    )
+                    self._report(work, step, retrying, key.attempt)
+                    wait_s = min(step.backoff_s * 2.0**number, self._settings.backoff_s_max)
+                    await _first_of(limits.waits(), timeout_s=wait_s)
+                why = limits.outcome()
+                if why is None:
+                    continue
+                # It has tries left, so it ends for what keeps it from them (rule RA5).
+                outcome = replace(
+                    outcome, status=why.status, reason=why.reason, message=why.message
+                )
+            await self._report_end(work, step, key, outcome)
+            if outcome.status is not Status.COMPLETED and work.failed is None:
+                work.failed = outcome
+            return
 
     async def _try(self, work: _Work, step: GrantedStep, key: LogKey, limits: _Limits) -> Outcome:
         """Make one try, or adopt the one that the journal knows; return its end, on disk."""
@@ -692,15 +793,14 @@ class Runner:
 
         A service is done when it has run for a moment.
         """
-        timeout_s = step.timeout_s
-        if timeout_s is not None:
-            elapsed_s = self._clock.monotonic_s() - limits.work.started_s[key]
-            timeout_s = max(0.0, timeout_s - elapsed_s)
         service = step.type is StepType.SERVICE
         ending = asyncio.ensure_future(self._runtime.wait(key))
         try:
-            wait_s = self._settings.service_settle_s if service else timeout_s
-            await _first_of([ending, *limits.waits()], timeout_s=wait_s)
+            if service:
+                settle_s = self._settings.service_settle_s
+                await _first_of([ending, *limits.waits()], timeout_s=settle_s)
+            else:
+                await self._until_due(ending, step, key, limits)
             if ending.done():
                 outcome = _outcome_of(ending.result())
                 if service and outcome.status is Status.COMPLETED:
@@ -715,7 +815,7 @@ class Runner:
             if why is None and service:
                 return replace(running, status=Status.COMPLETED, ended_at=self._clock.now())
             if why is None:
-                message = _timeout_message("step", step.timeout_s)
+                message = _timeout_message("step", limits.work.limit_s(step.timeout_s))
                 why = Outcome(status=Status.FAILED, reason=Reason.TIMEOUT, message=message)
             await self._runtime.stop(key, grace_s=step.container.stop_grace_period_s)
             ended = await ending
@@ -724,6 +824,21 @@ class Runner:
         return replace(
             _outcome_of(ended), status=why.status, reason=why.reason, message=why.message
         )
+
+    async def _until_due(
+        self, ending: asyncio.Future[Ended], step: GrantedStep, key: LogKey, limits: _Limits
+    ) -> None:
+        """Wait for a try's end, for what ends it, or until its own time is up, which may grow."""
+        work = limits.work
+        while True:
+            extended = work.extended
+            limit_s = work.limit_s(step.timeout_s)
+            left_s = None
+            if limit_s is not None:
+                left_s = max(0.0, work.started_s[key] + limit_s - self._clock.monotonic_s())
+            await _first_of([ending, *limits.waits(), extended.wait()], timeout_s=left_s)
+            if ending.done() or limits.reached or not extended.is_set():
+                return
 
     async def _ended(
         self, work: _Work, key: LogKey, outcome: Outcome, *, service: KeptService | None = None
@@ -915,11 +1030,11 @@ class _Limits:
                 message=work.cancel.message if work.cancel else "",
             )
         if self.overdue.is_set() and not self.overdue_before:
-            timeout_s = work.order.timeout_s if work.order else None
+            limit_s = work.limit_s(work.order.timeout_s) if work.order else None
             return Outcome(
                 status=Status.FAILED,
                 reason=Reason.TIMEOUT,
-                message=_timeout_message("pipeline", timeout_s),
+                message=_timeout_message("pipeline", limit_s),
             )
         return None
 

@@ -307,6 +307,7 @@ class Session:
         self._boot_id = registration.boot_id
         self._stream_number = 0
         self._inventory.registered()
+        self._uploader.obey_chunk_bytes_max(answer.log_chunk_bytes_max)
         _log.info(
             "registered: %s",
             answer.message,

@@ -34,10 +34,13 @@ _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 _RECORD_BYTES_MAX: Final = 256
+_CHUNK_BYTES_MIN: Final = 4096
+"""A shorter bound would leave no room for a line."""
 # A refusal that no repeat changes: the log is not wanted, like the answer `stop`.
 _NEVER_WANTED: Final = frozenset(
     {
         ErrorCode.CONFLICT,
+        ErrorCode.PERMISSION_DENIED,
         ErrorCode.NOT_FOUND,
         ErrorCode.PIPELINE_NOT_FOUND,
         ErrorCode.STEP_NOT_FOUND,
@@ -136,10 +139,18 @@ class LogUploader:
             pool=pool or ThreadPoolExecutor(settings.threads, thread_name_prefix="logs"),
             slots=asyncio.Semaphore(settings.in_flight_chunks_max),
             room=_Room(settings.spool_bytes_max),
+            chunk_bytes_max=settings.chunk_bytes_max,
         )
         self._supervisor = Supervisor()
         self._uploads: dict[LogKey, _Upload] = {}
         self._live: set[tuple[str, str]] = set()
+
+    def obey_chunk_bytes_max(self, bytes_max: int) -> None:
+        """Send no longer chunks than the server takes, from now on; 0: it does not say."""
+        own = self._shared.settings.chunk_bytes_max
+        self._shared.chunk_bytes_max = (
+            min(own, max(bytes_max, _CHUNK_BYTES_MIN)) if bytes_max else own
+        )
 
     def begin(self, key: LogKey, source: Source, *, new: bool = False) -> None:
         """Start to read and upload a log, or go on after a restart. Safe to repeat.
@@ -218,7 +229,7 @@ class _Room:
             await self._freed.wait()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Shared:
     """What all uploads of an agent have in common."""
 
@@ -229,6 +240,7 @@ class _Shared:
     pool: Executor
     slots: asyncio.Semaphore
     room: _Room
+    chunk_bytes_max: int
 
     async def in_thread(
         self, work: Callable[[], _Result], then: Callable[[_Result], None] | None = None
@@ -353,7 +365,7 @@ class _Upload:
             self._asked = True
             if spooled.begin <= answer.next_offset <= spooled.end:
                 scan = await self._shared.in_thread(
-                    lambda: _scan(spooled, answer, self._settings.chunk_bytes_max)
+                    lambda: _scan(spooled, answer, self._shared.chunk_bytes_max)
                 )
                 self._acknowledged = answer.next_offset
                 self._hash = scan.hash
@@ -431,7 +443,7 @@ class _Upload:
 
     def _spool(self, block: Block, start: int) -> tuple[int, _Mark]:
         """Spool a piece of a block, at most one chunk; on a thread."""
-        most = self._settings.chunk_bytes_max - _RECORD_BYTES_MAX
+        most = self._shared.chunk_bytes_max - _RECORD_BYTES_MAX
         end, framed = cri.frame_piece(block.stream, block.at, block.data, start, most)
         whole = _before_masked(block.masked, start, end)
         if whole < end:
@@ -455,7 +467,7 @@ class _Upload:
         self._read = mark
         # Small pieces share a mark: what is kept in memory grows with the bytes, not the lines.
         marks = self._marks
-        if len(marks) > 1 and mark.end - marks[-2].end <= self._settings.chunk_bytes_max // 2:
+        if len(marks) > 1 and mark.end - marks[-2].end <= self._shared.chunk_bytes_max // 2:
             marks.pop()
         marks.append(mark)
         if first or self._urgent():
@@ -494,7 +506,7 @@ class _Upload:
             self._exhausted
             or self._hurried
             or self._live.is_set()
-            or self._read.end - self._sent >= self._settings.chunk_bytes_max
+            or self._read.end - self._sent >= self._shared.chunk_bytes_max
         )
 
     async def _due(self) -> None:
@@ -540,7 +552,7 @@ class _Upload:
         for mark in self._marks:
             if mark.end <= self._sent:
                 continue
-            if found and mark.end - self._sent > self._settings.chunk_bytes_max:
+            if found and mark.end - self._sent > self._shared.chunk_bytes_max:
                 break
             found = mark
         return found

@@ -26,6 +26,10 @@ def _conditions(node: Body) -> str:
     return ",".join(condition["type"] for condition in node.get("conditions") or ())
 
 
+def _may_still_run(node: Body) -> str:
+    return ",".join(each["pipeline_id"] for each in node.get("may_still_run") or ())
+
+
 VIEW: Final = View(
     columns=(
         Column("ID", field("id")),
@@ -45,6 +49,7 @@ VIEW: Final = View(
         Column("SESSION_EPOCH", field("session_epoch"), wide=True),
         Column("REGISTERED", field("registered_at"), age, wide=True),
         Column("NOTE", field("note"), wide=True),
+        Column("MAY_STILL_RUN", _may_still_run, wide=True),
     ),
     name=lambda body: str(body["id"]),
     parts=(
@@ -154,6 +159,28 @@ def note(invocation: Invocation, *, node: str, text: str) -> None:
     found = find_node(invocation.client, node, settings=invocation.settings)
     changed = invocation.client.patch(f"/nodes/{found['id']}", {"note": text})
     invocation.output.item(changed, VIEW, brief=True)
+
+
+@nodes.command(
+    "fence",
+    cls=Command,
+    examples="""
+    gamenode nodes fence fra-07 --reason "its mainboard burnt" --yes
+    """,
+)
+@click.argument("node", shell_complete=complete_nodes)
+@click.option("--reason", required=True, help="How it is known; it stands in the audit log.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@pass_invocation
+def fence(invocation: Invocation, *, node: str, reason: str, yes: bool) -> None:
+    """Say that a node's host is dead, so that its work may start elsewhere.
+
+    Make sure that it is: what still runs there would run twice. A node that is online is refused.
+    """
+    found = find_node(invocation.client, node, settings=invocation.settings)
+    confirm(f"everything on node {found['id']} will count as dead", yes=yes)
+    fenced = invocation.client.post(f"/nodes/{found['id']}:fence", {"reason": reason})
+    invocation.output.item(fenced, VIEW, brief=True)
 
 
 @nodes.command(

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from gamenode.cli.command import Command, Group, Invocation, pass_invocation
+from gamenode.cli.command import DURATION, Command, Group, Invocation, pass_invocation
 from gamenode.cli.follow import duration_s
 from gamenode.cli.inputs import Inputs
 from gamenode.cli.names import complete_nodes, complete_pipelines, pipeline_id
@@ -14,6 +14,7 @@ from gamenode.cli.output import Body, Column, Part, View, age, field, labels, sh
 from gamenode.cli.watch import show_list
 from gamenode.domain.pipeline import TERMINAL, Status
 from gamenode.domain.quantity import size_text, span
+from gamenode.lib.ids import UuidV7
 
 
 def _progress(pipeline: Body) -> str:
@@ -90,6 +91,9 @@ VIEW: Final = View(
         Column("CANCEL_REASON", field("cancel_reason"), wide=True),
         Column("CREATED_BY", field("created_by"), wide=True),
         Column("RETRY_OF", field("retry_of"), short_id, wide=True),
+        Column("ON_LOST", field("on_lost"), wide=True),
+        Column("EXTENDED", field("extended_s"), _span_or_nothing, wide=True),
+        Column("MAY_STILL_RUN", field("may_still_run"), wide=True),
     ),
     name=lambda body: str(body["id"]),
     parts=(_STEPS,),
@@ -120,7 +124,7 @@ _FILE: Final = View(
     ),
 )
 
-pipelines = Group("pipelines", short_help="List, show, check and cancel pipelines.")
+pipelines = Group("pipelines", short_help="List, show, check, cancel, extend, retry pipelines.")
 pipelines.help = "What was asked for, how far it is, and its end."
 
 
@@ -220,6 +224,57 @@ def cancel(invocation: Invocation, *, pipeline: str, reason: str, force: bool) -
     client = invocation.client
     whole_id = pipeline_id(client, pipeline, settings=invocation.settings)
     found = client.post(f"/pipelines/{whole_id}:cancel", {"reason": reason, "force": force})
+    invocation.output.item(found, VIEW, brief=True)
+
+
+@pipelines.command(
+    "retry",
+    cls=Command,
+    examples="""
+    gamenode pipelines retry 5f3a91c2
+    gamenode pipelines retry 5f3a91c2 --from-failed
+    """,
+)
+@click.argument("pipeline", shell_complete=complete_pipelines)
+@click.option(
+    "--from-failed",
+    is_flag=True,
+    help="On the same node, and without the steps that went well there.",
+)
+@click.option("--key", help="The same key never makes a second one; made up if not given.")
+@pass_invocation
+def retry(invocation: Invocation, *, pipeline: str, from_failed: bool, key: str | None) -> None:
+    """Repeat a pipeline that failed or was cancelled, as a new one."""
+    client = invocation.client
+    whole_id = pipeline_id(client, pipeline, settings=invocation.settings)
+    found = client.post(
+        f"/pipelines/{whole_id}:retry",
+        {"from_failed": from_failed},
+        headers={"Idempotency-Key": key or UuidV7(invocation.clock).new()},
+    )
+    invocation.output.item(found, VIEW, brief=True)
+
+
+@pipelines.command(
+    "extend",
+    cls=Command,
+    examples="""
+    gamenode pipelines extend 5f3a91c2 2h
+    """,
+)
+@click.argument("pipeline", shell_complete=complete_pipelines)
+@click.argument("by", type=DURATION, metavar="DURATION")
+@click.option("--key", help="The same key never extends a second time; made up if not given.")
+@pass_invocation
+def extend(invocation: Invocation, *, pipeline: str, by: float, key: str | None) -> None:
+    """Let a pipeline and each of its steps take DURATION longer than they may now."""
+    client = invocation.client
+    whole_id = pipeline_id(client, pipeline, settings=invocation.settings)
+    found = client.post(
+        f"/pipelines/{whole_id}:extend",
+        {"by_s": by},
+        headers={"Idempotency-Key": key or UuidV7(invocation.clock).new()},
+    )
     invocation.output.item(found, VIEW, brief=True)
 
 

@@ -57,6 +57,17 @@ class ExecuteOrder:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Values of secret args; their templates stand in `environment`. Never in a journal (RG3)."""
     state_version: int = 0
+    extended_s: float = 0.0
+    """By how much the limits of the pipeline and of its steps have been extended so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendOrder:
+    """Let a pipeline take longer: its own limit and those of its steps."""
+
+    dispatch: Dispatch
+    extended_s: float
+    """In all; no more than before changes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +111,17 @@ class WantedEnd:
     dispatch: Dispatch
     node_id: str
     status: Status
+    cause: Reason
     reason: str
+    """In words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedExtension:
+    """A pipeline that may take longer, while its node has not said that it knows."""
+
+    order: ExtendOrder
+    node_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +134,7 @@ class VerifyOrder:
     """State every attempt that the journal or the host holds."""
 
 
-WorkOrder = ExecuteOrder | CancelOrder | StateOrder
+WorkOrder = ExecuteOrder | CancelOrder | ExtendOrder | StateOrder
 """What changes the work that a node does; only these go through its journal."""
 
 Order = WorkOrder | CollectOrder | VerifyOrder
@@ -243,7 +264,10 @@ ServerWord = Welcome | HeartbeatResult | Acknowledged | FencedOrder | FollowLog 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundPipeline:
-    """One pipeline that the server has bound to a node and that has not ended there yet."""
+    """One pipeline that the server has bound to a node and that has not ended there yet.
+
+    With a terminal status it has ended here without the node's word, and may still run there.
+    """
 
     dispatch: Dispatch
     status: Status
@@ -251,6 +275,8 @@ class BoundPipeline:
     """Whether the agent has said that it is in its journal."""
     resendable: bool
     """Whether it was sent under a session that the present one continues (rule RL3)."""
+    starts_over: bool = False
+    """Whether it gets a new attempt once this one is lost (`on_lost: restart`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +289,10 @@ class Reconciliation:
     """Never accepted, and safe to send again."""
     lost: tuple[Dispatch, ...]
     """Not held and never to be sent again: they end as NODE_LOST."""
+    restart: tuple[Dispatch, ...]
+    """The same, but they are to begin anew elsewhere."""
+    gone: tuple[Dispatch, ...]
+    """Ended before without the node's word, and not held any more: nothing of them runs."""
 
 
 def reconcile(bound: Sequence[BoundPipeline], held: Sequence[HeldPipeline]) -> Reconciliation:
@@ -273,14 +303,20 @@ def reconcile(bound: Sequence[BoundPipeline], held: Sequence[HeldPipeline]) -> R
     server wants and the agent does not hold is sent again only if the agent can never have had it:
     it was not acknowledged, and the agent's journal reaches back to when it was sent.
 
-    Source: RL1, RL3, RA1.
+    What has ended on the server alone is gone once the agent does not hold it. A fenced node's
+    pipelines are not bound to it any more, so whatever its agent still holds of them is unwanted.
+
+    Source: RL1, RL3, RA1, RA3.
     """
     wanted = {pipeline.dispatch for pipeline in bound if not pipeline.status.terminal}
     holds = {pipeline.dispatch for pipeline in held}
-    missing = [p for p in bound if p.dispatch in wanted and p.dispatch not in holds]
-    resend = [p.dispatch for p in missing if p.resendable and not p.acknowledged]
+    missing = [p for p in bound if p.dispatch not in holds]
+    resend = [p for p in missing if p.dispatch in wanted and p.resendable and not p.acknowledged]
+    lost = [p for p in missing if p.dispatch in wanted and p not in resend]
     return Reconciliation(
         unwanted=tuple(p.dispatch for p in held if p.dispatch not in wanted and not p.ended),
-        resend=tuple(resend),
-        lost=tuple(p.dispatch for p in missing if p.dispatch not in resend),
+        resend=tuple(p.dispatch for p in resend),
+        lost=tuple(p.dispatch for p in lost if not p.starts_over),
+        restart=tuple(p.dispatch for p in lost if p.starts_over),
+        gone=tuple(p.dispatch for p in missing if p.dispatch not in wanted),
     )

@@ -106,6 +106,7 @@ class ConditionType(StrEnum):
     AGENT_TOO_OLD = "AGENT_TOO_OLD"
     INVENTORY_SHRANK = "INVENTORY_SHRANK"
     DUPLICATE_IDENTITY = "DUPLICATE_IDENTITY"
+    FENCED = "FENCED"
 
 
 BLOCKING: Final = frozenset(
@@ -116,6 +117,7 @@ BLOCKING: Final = frozenset(
         ConditionType.GPU_ERRORS,
         ConditionType.AGENT_TOO_OLD,
         ConditionType.DUPLICATE_IDENTITY,
+        ConditionType.FENCED,
     }
 )
 """Conditions under which nothing new is placed on a node."""

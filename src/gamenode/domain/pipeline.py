@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Final
@@ -34,7 +34,13 @@ TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),
 }
-"""The only table; the guards in SQL and the tests read it."""
+"""The only table; the guards in SQL and the tests read it.
+
+What `on_lost: restart` does is no report and stands apart: a new attempt begins at PENDING again.
+"""
+
+STARTS_OVER: Final = frozenset({Status.PENDING, Status.RUNNING})
+"""The statuses of a pipeline from which a new attempt may follow; never from an end (P4)."""
 
 TERMINAL: Final = frozenset(s for s in Status if s.terminal)
 
@@ -68,6 +74,16 @@ class Reason(StrEnum):
     SECRET_MISSING = "SECRET_MISSING"  # noqa: S105 - a reason, not a secret
     CANCELLED_BY_USER = "CANCELLED_BY_USER"
     AGENT_STOPPED = "AGENT_STOPPED"
+
+
+NODE_ENDED: Final = frozenset(
+    {Reason.NODE_LOST, Reason.NODE_DISABLED, Reason.DRAINED, Reason.AGENT_STOPPED}
+)
+"""Reasons by which a node, and neither the work nor its user, ended a pipeline.
+
+After these `on_lost: restart` makes a new attempt. `OUTCOME_UNKNOWN` is none of them: what is not
+known to have ended must not run a second time beside it (P2).
+"""
 
 
 class OnLost(StrEnum):
@@ -248,6 +264,7 @@ class PipelineSpec:
     args: tuple[ArgSpec, ...] = ()
     envs: tuple[str, ...] = ()
     timeout_s: float | None = None
+    on_lost: OnLost = OnLost.WAIT
     placement: Placement = Placement()
     concurrency: Group | None = None
 
@@ -352,6 +369,23 @@ class Pipeline:
     may_still_run: bool = False
     """It has ended here without its node's word, which may still run it (rule RA3)."""
     reservation: Reservation | None = None
+
+
+def first_to_repeat(steps: Sequence[Step], carried: Collection[str] = ()) -> int:
+    """Return the index of the step from which a retry goes on: the first that did not go well.
+
+    That is the first that failed or was cut off; where there is none (it was cancelled between two
+    steps) the first that never began. `carried` are those that an earlier retry had left out, as
+    done before.
+    """
+    for index, step in enumerate(steps):
+        cut_off = step.status is Status.CANCELLED and step.reason is not Reason.SKIPPED
+        if step.status is Status.FAILED or cut_off:
+            return index
+    for index, step in enumerate(steps):
+        if step.status is not Status.COMPLETED and step.name not in carried:
+            return index
+    return 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ from gamenode.server.metrics.service import MetricService
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.nodes.service import GameNodeService
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
+from gamenode.server.pipelines.lost import LostPipelines
 from gamenode.server.pipelines.manager import PipelineManager
 from gamenode.server.pipelines.planner import Planner
 from gamenode.server.pipelines.retention import Retention
@@ -119,8 +120,11 @@ class Server:
             settings=settings.nodes,
             states=settings.states,
             inventories=settings.inventories,
+            log_chunk_bytes_max=settings.logs.chunk_bytes_max,
         )
-        self._pipeline_service = GamePipelineGRPCService(self._database, secret_box)
+        self._pipeline_service = GamePipelineGRPCService(
+            self._database, secret_box, restarts_max=settings.pipelines.restarts_max
+        )
         files = LogFiles(data / "logs")
         self._log_service = LogService(self._database, files, settings=settings.logs)
         self._streamer = LogStreamer(
@@ -151,6 +155,13 @@ class Server:
             ids=ids,
             settings=settings.pipelines,
         )
+        self._lost = LostPipelines(
+            service=self._pipeline_service,
+            nodes=self._nodes,
+            clock=clock,
+            fail_s=settings.pipelines.lost_fail_s,
+            sweep_interval_s=settings.pipelines.lost_sweep_interval_s,
+        )
         self._retention = Retention(
             service=self._pipeline_service,
             logs=self._log_service,
@@ -167,6 +178,7 @@ class Server:
         )
         self._nodes.on_change(self._dispatcher.wake)
         self._feed.on_events(self._dispatcher.hear)
+        self._feed.on_events(self._lost.hear)
         self._supervisor = Supervisor(expected=GameNodeError)
         self._ready = False
         self._health = HealthServicer()
@@ -235,6 +247,7 @@ class Server:
         self._supervisor.keep("nodes.flush", self._nodes.flush)
         self._supervisor.keep("nodes.states", self._nodes.states.run)
         self._supervisor.keep("dispatch", self._dispatcher.run)
+        self._supervisor.keep("pipelines.lost", self._lost.run)
         self._supervisor.keep("pipelines.retention", self._retention.run)
         self._supervisor.keep("metrics.purge", self._metrics.purge)
         self._supervisor.keep("events.purge", self._purge_events)

@@ -19,6 +19,7 @@ from gamenode.domain.command import (
     CollectOrder,
     Dispatch,
     ExecuteOrder,
+    ExtendOrder,
     FencedOrder,
     FollowLog,
     GrantedStep,
@@ -621,6 +622,10 @@ def _encode_command(fenced: FencedOrder) -> pb.Command:
             command.cancel.reason = order.reason
             command.cancel.message = order.message
             command.cancel.force = order.force
+        case ExtendOrder() as order:
+            command.extend.pipeline_id = order.dispatch.pipeline_id
+            command.extend.attempt = order.dispatch.attempt
+            command.extend.extended_s = order.extended_s
         case StateOrder() as order:
             request = command.change_state
             request.node_id = order.node_id
@@ -646,6 +651,11 @@ def _decode_order(command: pb.Command) -> Order | None:
                 reason=_reason(command.cancel.reason),
                 message=command.cancel.message,
                 force=command.cancel.force,
+            )
+        case "extend":
+            return ExtendOrder(
+                dispatch=Dispatch(command.extend.pipeline_id, command.extend.attempt),
+                extended_s=command.extend.extended_s,
             )
         case "change_state" if command.change_state.target_state in _MAINTENANCE:
             return StateOrder(
@@ -735,6 +745,7 @@ def _encode_execute(order: ExecuteOrder, message: pb.ExecuteCommand) -> None:
     if order.timeout_s is not None:
         message.timeout_s = order.timeout_s
     message.envs.update(order.envs)
+    message.extended_s = order.extended_s
     message.secrets.update(order.secrets)
     for step in order.steps:
         entry = message.steps.add(
@@ -757,6 +768,7 @@ def _decode_execute(message: pb.ExecuteCommand) -> ExecuteOrder:
         name=message.name,
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
         envs=dict(message.envs),
+        extended_s=message.extended_s,
         secrets=dict(message.secrets),
         steps=tuple(
             GrantedStep(

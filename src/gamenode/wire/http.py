@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from gamenode.domain import access, audit, verification
+from gamenode.domain import access, audit, command, verification
 from gamenode.domain import event as events
 from gamenode.domain import explanation as explanations
 from gamenode.domain import inventory as inventories
@@ -130,6 +130,13 @@ class NodeCondition(Struct, frozen=True, kw_only=True):
     blocks_placement: bool
 
 
+class Lingering(Struct, frozen=True, kw_only=True):
+    """A dispatch of a pipeline that a node may still run."""
+
+    pipeline_id: str
+    attempt: int
+
+
 class Node(Struct, frozen=True, kw_only=True):
     """A node."""
 
@@ -151,6 +158,8 @@ class Node(Struct, frozen=True, kw_only=True):
     conditions: Sequence[NodeCondition]
     inventory_version: int
     registered_at: Time
+    may_still_run: Sequence[Lingering]
+    """What has ended here without the node's word; it is ended there when the node is back."""
 
 
 class Inventory(Struct, frozen=True, kw_only=True):
@@ -286,6 +295,11 @@ class Pipeline(Struct, frozen=True, kw_only=True):
     started_at: Time | None
     ended_at: Time | None
     retry_of: str | None
+    on_lost: pipelines.OnLost
+    extended_s: float
+    """By how much its limits were extended, in all."""
+    may_still_run: bool
+    """It has ended here without its node's word, which may still run it."""
     reservation: Reservation | None
     """Null before a dispatch, and once its node has said that nothing of it lives."""
 
@@ -369,6 +383,26 @@ class CancelRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     reason: Annotated[Text, Meta(max_length=4096)] = ""
     force: bool = False
+
+
+class RetryRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to repeat a pipeline that went badly."""
+
+    from_failed: Annotated[
+        bool, Meta(description="On the same node, from the first step on that did not go well.")
+    ] = False
+
+
+class ExtendRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much longer a pipeline and its steps may take."""
+
+    by_s: Annotated[float, Meta(gt=0, le=2_592_000, description="In seconds; at most 30 days.")]
+
+
+class FenceRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a node's host is known to be dead."""
+
+    reason: Annotated[Text, Meta(min_length=1, max_length=4096)]
 
 
 class DeclaredArg(Struct, frozen=True, kw_only=True):
@@ -639,8 +673,8 @@ def _time_or_null(moment: Instant | None) -> str | None:
     return None if moment is None else encode_time(moment)
 
 
-def encode_node(node: nodes.Node) -> Node:
-    """Return the body of `node`."""
+def encode_node(node: nodes.Node, lingering: Sequence[command.Dispatch] = ()) -> Node:
+    """Return the body of `node`, with what it may still run."""
     return Node(
         id=node.id,
         display_name=node.display_name,
@@ -668,6 +702,10 @@ def encode_node(node: nodes.Node) -> Node:
         ],
         inventory_version=node.inventory_version,
         registered_at=encode_time(node.registered_at),
+        may_still_run=[
+            Lingering(pipeline_id=dispatch.pipeline_id, attempt=dispatch.attempt)
+            for dispatch in lingering
+        ],
     )
 
 
@@ -795,6 +833,9 @@ def encode_pipeline(pipeline: pipelines.Pipeline) -> Pipeline:
         started_at=_time_or_null(pipeline.started_at),
         ended_at=_time_or_null(pipeline.ended_at),
         retry_of=pipeline.retry_of or None,
+        on_lost=pipeline.on_lost,
+        extended_s=pipeline.extended_s,
+        may_still_run=pipeline.may_still_run,
         reservation=_encode_reservation(pipeline.reservation),
     )
 

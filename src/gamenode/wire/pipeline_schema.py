@@ -20,6 +20,7 @@ from gamenode.domain.pipeline import (
     GpuDemand,
     Group,
     Healthcheck,
+    OnLost,
     PipelineSpec,
     Placement,
     Retries,
@@ -62,12 +63,6 @@ _INT32_MAX: Final = 2**31 - 1
 _INT64_MAX: Final = 2**63 - 1
 
 T = TypeVar("T")
-
-
-class OnLost(StrEnum):
-    """What becomes of a pipeline whose node disappears."""
-
-    WAIT = "wait"
 
 
 def _into(make: Callable[..., T]) -> Callable[[dict[str, Any], Complain], T]:
@@ -645,8 +640,9 @@ PIPELINE: Final[Record[PipelineSpec]] = Record(
         ),
         "timeout": Key(shape=Duration(), into="timeout_s", doc="How long the whole may take."),
         "on_lost": Key(
-            shape=Choice(OnLost, later=("fail", "restart")),
-            doc="What becomes of it when its node disappears: wait for the node.",
+            shape=Choice(OnLost),
+            doc="What becomes of it when its node disappears: wait for the node, fail after a "
+            "time, or restart elsewhere once it is known to have ended there.",
         ),
         "placement": Key(shape=_PLACEMENT, doc="Where it may run, and what is kept for it there."),
         "concurrency": Key(
@@ -658,8 +654,6 @@ PIPELINE: Final[Record[PipelineSpec]] = Record(
             required=True,
         ),
     },
-    build=lambda values, _: PipelineSpec(
-        **{name: value for name, value in values.items() if name != "on_lost"}
-    ),
+    build=_into(PipelineSpec),
 )
 """The table. Templates are checked against `args` and `envs` by who reads with it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from gamenode.domain.command import (
     CancelOrder,
     Dispatch,
     ExecuteOrder,
+    ExtendOrder,
     GrantedStep,
     OrderOutcome,
     StateOrder,
@@ -123,6 +124,10 @@ class Full(Journal):
         await asyncio.sleep(0.1)
         await self._fail()
         await super().cancel(order)
+
+    async def extend(self, order: ExtendOrder) -> None:
+        await self._fail()
+        await super().extend(order)
 
     async def obey(self, version: int, maintenance: Maintenance) -> None:
         await self._fail()
@@ -781,6 +786,273 @@ async def test_a_step_timeout_ends_the_step(tmp_path: Path) -> None:
         assert await node.ended() is Status.FAILED
         assert node.step().reason is Reason.TIMEOUT
         assert node.clock.monotonic_s() < 5.0 + STOP_GRACE_S + 5.0
+
+
+def extend(extended_s: float) -> ExtendOrder:
+    return ExtendOrder(dispatch=DISPATCH, extended_s=extended_s)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("limit", ["step", "pipeline"])
+@virtual_time
+async def test_an_extension_moves_a_limit_while_it_is_waited_for(
+    tmp_path: Path, limit: str, restarts: bool
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        step_s, whole_s = (3.0, None) if limit == "step" else (None, 3.0)
+        await node.runner.take(order(step(duration_s=99, timeout_s=step_s), timeout_s=whole_s))
+        await node.started()
+        await asyncio.sleep(2.0)
+        for extended_s in (1.0, 10.0):
+            answer = await node.runner.take(extend(extended_s))
+            assert answer.outcome is OrderOutcome.ACCEPTED
+        for late in (1.0, 10.0):  # a total: a late or doubled one changes nothing
+            answer = await node.runner.take(extend(late))
+            assert answer.outcome is OrderOutcome.REPEATED
+        if restarts:
+            await node.restart()
+        await asyncio.sleep(10.0)
+        assert node.end() is None
+        assert await node.ended() is Status.FAILED
+        assert 13.0 <= node.clock.monotonic_s() < 13.5 + STOP_GRACE_S
+        end = node.end()
+        assert end is not None
+        assert end.reason is Reason.TIMEOUT
+        assert end.message == f"ended: the {limit}'s timeout of 13 s had passed"
+        assert (node.step().status, node.step().reason) == (Status.FAILED, Reason.TIMEOUT)
+
+
+@virtual_time
+async def test_an_extension_comes_with_an_order_that_is_sent_again(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        longer = replace(order(step(duration_s=99, timeout_s=3.0)), extended_s=10.0)
+        await node.runner.take(longer)
+        await node.restart()
+        assert (await node.runner.take(extend(10.0))).outcome is OrderOutcome.REPEATED
+        assert await node.ended() is Status.FAILED
+        assert node.clock.monotonic_s() >= 13.0
+
+
+@virtual_time
+async def test_what_is_over_or_not_held_is_not_extended(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        answer = await node.runner.take(extend(1.0))
+        assert (answer.outcome, answer.reason) == (OrderOutcome.REFUSED, "NOT_HELD")
+        await node.runner.take(order(step(duration_s=99, ignore_stop=1), timeout_s=3.0))
+        await asyncio.sleep(4.0)  # it is being ended
+        answer = await node.runner.take(extend(1.0))
+        assert (answer.outcome, answer.reason) == (OrderOutcome.REFUSED, Reason.TIMEOUT)
+        assert await node.ended() is Status.FAILED
+        answer = await node.runner.take(extend(1.0))
+        assert (answer.outcome, answer.reason) == (OrderOutcome.REFUSED, "NOT_HELD")
+
+
+@virtual_time
+async def test_an_extension_that_cannot_be_journaled_holds_and_comes_again(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=8, timeout_s=3.0)))
+        node.journal.error_code = sqlite3.SQLITE_FULL
+        with pytest.raises(sqlite3.OperationalError):
+            await node.runner.take(extend(10.0))
+        node.journal.error_code = 0
+        assert (await node.runner.take(extend(10.0))).outcome is OrderOutcome.ACCEPTED
+        assert await node.ended() is Status.COMPLETED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """A way in which a pipeline ends: its steps, what is done to it, and what is to be said."""
+
+    steps: tuple[GrantedStep, ...]
+    done: Callable[[Node], Awaitable[object]] | None = None
+    timeout_s: float | None = None
+    status: Status = Status.FAILED
+    reason: Reason
+    said: tuple[tuple[Status, Reason, int | None, int | None], ...]
+    """Of each step: status, reason, exit code and signal."""
+
+
+async def _disable(node: Node) -> None:
+    change = StateOrder(
+        node_id="n1",
+        version=2,
+        target=Maintenance.DISABLED,
+        reason="sold",
+        requested_at=node.clock.now(),
+    )
+    await node.runner.take(change)
+
+
+async def _drain(node: Node) -> None:
+    change = StateOrder(
+        node_id="n1",
+        version=2,
+        target=Maintenance.MAINTENANCE,
+        reason="fans",
+        requested_at=node.clock.now(),
+        end_running=True,
+    )
+    await node.runner.take(change)
+
+
+LONG = step(duration_s=99)
+SKIPPED = (Status.CANCELLED, Reason.SKIPPED, None, None)
+WELL = (Status.COMPLETED, Reason.NONE, 0, None)
+
+
+def ended_by(reason: Reason) -> tuple[Status, Reason, None, int]:
+    return (Status.CANCELLED, reason, None, 15)
+
+
+ENDINGS: Mapping[str, Ending] = {
+    "well": Ending(
+        steps=(step(), step("two")), status=Status.COMPLETED, reason=Reason.NONE, said=(WELL, WELL)
+    ),
+    "an exit code": Ending(
+        steps=(step(exit_code=3), step("two")),
+        reason=Reason.EXIT_CODE,
+        said=((Status.FAILED, Reason.EXIT_CODE, 3, None), SKIPPED),
+    ),
+    "a clean-up that failed": Ending(
+        steps=(step(), step("two", condition=Condition.ALWAYS, exit_code=4)),
+        reason=Reason.EXIT_CODE,
+        said=(WELL, (Status.FAILED, Reason.EXIT_CODE, 4, None)),
+    ),
+    "a failure that was seen to": Ending(
+        steps=(step(exit_code=3), step("two", condition=Condition.FAILURE)),
+        reason=Reason.EXIT_CODE,
+        said=((Status.FAILED, Reason.EXIT_CODE, 3, None), WELL),
+    ),
+    "no failure to see to": Ending(
+        steps=(step(), step("two", condition=Condition.FAILURE)),
+        status=Status.COMPLETED,
+        reason=Reason.NONE,
+        said=(WELL, SKIPPED),
+    ),
+    "a signal": Ending(
+        steps=(step(signal=11),),
+        reason=Reason.SIGNAL,
+        said=((Status.FAILED, Reason.SIGNAL, None, 11),),
+    ),
+    "out of memory": Ending(
+        steps=(step(signal=9, end_reason="OOM_KILLED"),),
+        reason=Reason.OOM_KILLED,
+        said=((Status.FAILED, Reason.OOM_KILLED, None, 9),),
+    ),
+    "an outcome that nobody knows": Ending(
+        steps=(step(exit_code=1, end_reason="OUTCOME_UNKNOWN"),),
+        reason=Reason.OUTCOME_UNKNOWN,
+        said=((Status.FAILED, Reason.OUTCOME_UNKNOWN, 1, None),),
+    ),
+    "the step's timeout": Ending(
+        steps=(step(duration_s=99, timeout_s=2.0),),
+        reason=Reason.TIMEOUT,
+        said=((Status.FAILED, Reason.TIMEOUT, None, 15),),
+    ),
+    "the pipeline's timeout": Ending(
+        steps=(LONG, step("two")),
+        timeout_s=2.0,
+        reason=Reason.TIMEOUT,
+        said=((Status.FAILED, Reason.TIMEOUT, None, 15), SKIPPED),
+    ),
+    "the pipeline's timeout between tries": Ending(
+        steps=(step(exit_code=3, attempts=9),),
+        timeout_s=2.0,
+        reason=Reason.TIMEOUT,
+        said=((Status.FAILED, Reason.TIMEOUT, 3, None),),
+    ),
+    "a start that failed": Ending(
+        steps=(step(start_error="no"), step("two")),
+        reason=Reason.START_FAILED,
+        said=((Status.FAILED, Reason.START_FAILED, None, None), SKIPPED),
+    ),
+    "an image that cannot be had": Ending(
+        steps=(step(start_error="no", start_reason="IMAGE_PULL"),),
+        reason=Reason.IMAGE_PULL,
+        said=((Status.FAILED, Reason.IMAGE_PULL, None, None),),
+    ),
+    "what the node's policy forbids": Ending(
+        steps=(step(start_error="no", start_reason="POLICY"),),
+        reason=Reason.POLICY,
+        said=((Status.FAILED, Reason.POLICY, None, None),),
+    ),
+    "what the runtime cannot do": Ending(
+        steps=(step(), step("two", unsupported="privileged"), step("three")),
+        reason=Reason.UNSUPPORTED,
+        said=(SKIPPED, (Status.FAILED, Reason.UNSUPPORTED, None, None), SKIPPED),
+    ),
+    "a user": Ending(
+        steps=(LONG, step("two"), step("three", condition=Condition.ALWAYS)),
+        done=lambda node: node.runner.take(cancel()),
+        status=Status.CANCELLED,
+        reason=Reason.CANCELLED_BY_USER,
+        said=(ended_by(Reason.CANCELLED_BY_USER), SKIPPED, WELL),
+    ),
+    "a user, by force": Ending(
+        steps=(LONG, step("two", condition=Condition.ALWAYS)),
+        done=lambda node: node.runner.take(cancel(force=True)),
+        status=Status.CANCELLED,
+        reason=Reason.CANCELLED_BY_USER,
+        said=(ended_by(Reason.CANCELLED_BY_USER), SKIPPED),
+    ),
+    "a node that is disabled": Ending(
+        steps=(LONG, step("two")),
+        done=_disable,
+        status=Status.CANCELLED,
+        reason=Reason.NODE_DISABLED,
+        said=(ended_by(Reason.NODE_DISABLED), SKIPPED),
+    ),
+    "a drain's deadline": Ending(
+        steps=(LONG,),
+        done=_drain,
+        status=Status.CANCELLED,
+        reason=Reason.DRAINED,
+        said=(ended_by(Reason.DRAINED),),
+    ),
+    "an agent that stops for good": Ending(
+        steps=(LONG,),
+        done=lambda node: node.runner.end_everything("bye"),
+        status=Status.CANCELLED,
+        reason=Reason.AGENT_STOPPED,
+        said=(ended_by(Reason.AGENT_STOPPED),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+@virtual_time
+async def test_every_end_says_why_on_the_pipeline_and_on_each_step(
+    tmp_path: Path, name: str
+) -> None:
+    ending = ENDINGS[name]
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(*ending.steps, timeout_s=ending.timeout_s))
+        if ending.done is not None:
+            await node.started()
+            await ending.done(node)
+        assert await node.ended() is ending.status
+        end = node.end()
+        assert end is not None
+        assert end.reason is ending.reason
+        said = [node.step(one.name) for one in ending.steps]
+        assert tuple((r.status, r.reason, r.exit_code, r.signal) for r in said) == ending.said
+        for report in said:
+            assert report.message or report.reason in (Reason.NONE, Reason.SKIPPED)
+
+
+@virtual_time
+async def test_what_the_runtime_cannot_do_is_found_before_anything_starts_and_never_later(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(), step("two", unsupported="privileged")))
+        assert await node.ended() is Status.FAILED
+        assert node.host.starts == []
+        await node.restart()
+        assert await node.ended() is Status.FAILED
+        assert node.host.starts == []
 
 
 @virtual_time

@@ -11,20 +11,24 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from tests.support.lone import step, world_in
 from tests.support.plane import (
     USER,
     ControlPlane,
     MemoryStream,
     Network,
     NodeAgent,
+    PlaneSettings,
     fill_disk,
 )
 from tests.support.time import LoopClock, until, virtual_time
 
 from gamenode.agent.session import Outbox
 from gamenode.domain.command import Closed, CloseReason, Dispatch
+from gamenode.domain.log import LogKey
 from gamenode.domain.node import Heartbeat, HeartbeatResult
 from gamenode.domain.pipeline import PipelineReport, Reason, Status, StepReport
+from gamenode.server.logs.service import LogSettings
 
 DISPATCH = Dispatch("p", 1)
 FILE = """
@@ -71,6 +75,19 @@ async def test_a_silent_stream_is_given_up_in_time_to_stay_online(tmp_path: Path
         assert await flips(plane) == ["node.online"]
         assert agent.running is not None
         assert not agent.running.done()
+
+
+@virtual_time
+async def test_the_server_says_how_long_a_chunk_of_a_log_may_be(tmp_path: Path) -> None:
+    logs = LogSettings(chunk_bytes_max=8192)  # a longer one is refused, for ever
+    async with world_in(tmp_path, PlaneSettings(logs=logs)) as world:
+        world.agent.start()
+        await world.connected()
+        await world.create(step(log_lines=5_000))
+        await until(world.ended)
+        stored = await world.plane.log_service.stored(LogKey(world.pipeline_id, "one", 1))
+        assert stored is not None
+        assert stored.final_length_bytes == stored.length_bytes > 10 * 8192
 
 
 @virtual_time

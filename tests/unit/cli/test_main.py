@@ -60,6 +60,8 @@ ARGUMENTS = {
     ("pipelines", "cancel"): [PIPELINE_ID],
     ("pipelines", "plan"): ["FILE"],
     ("pipelines", "explain"): [PIPELINE_ID],
+    ("pipelines", "retry"): [PIPELINE_ID, "--from-failed"],
+    ("pipelines", "extend"): [PIPELINE_ID, "2h"],
     ("logs",): [f"{PIPELINE_ID}/fetch"],
     ("nodes", "show"): ["fra-07"],
     ("nodes", "maintenance"): ["fra-07", "--reason", "fans"],
@@ -67,6 +69,7 @@ ARGUMENTS = {
     ("nodes", "enable"): ["fra-07"],
     ("nodes", "label"): ["fra-07", "zone=a", "rack-"],
     ("nodes", "note"): ["fra-07", "loud"],
+    ("nodes", "fence"): ["fra-07", "--reason", "it burnt", "--yes"],
     ("nodes", "remove"): ["fra-07", "--yes"],
     ("inventory", "show"): ["fra-07"],
     ("inventory", "versions"): ["fra-07"],
@@ -111,7 +114,9 @@ def api() -> Iterator[FakeApi]:
         served.on("GET", "/pipelines", Reply(page(done)))
         served.on("GET", f"/pipelines/{PIPELINE_ID}", Reply(done))
         served.on("POST", "/pipelines", Reply(done, 201))
-        served.on("POST", f"/pipelines/{PIPELINE_ID}:cancel", Reply(done))
+        for act in ("cancel", "retry", "extend"):
+            served.on("POST", f"/pipelines/{PIPELINE_ID}:{act}", Reply(done))
+        served.on("POST", "/nodes/fra-07:fence", Reply(node()))
         declared = {"name": "x", "description": "", "args": [], "envs": [], "steps": []}
         served.on("POST", "/pipelines:validate", Reply(declared))
         served.on("POST", "/pipelines:plan", Reply(plan()))

@@ -4,9 +4,12 @@ FAKE_PREPARE_S      how long it takes to fetch what a start needs, in seconds (0
 FAKE_PULL_BYTES     how much that is, told in four equal parts
 FAKE_START_S        how long a start takes, in seconds (0)
 FAKE_START_ERROR    the start fails with this message
+FAKE_START_REASON   and for this reason (START_FAILED)
 FAKE_DURATION_S     how long the run lasts, in seconds (a task 0, a service without end)
 FAKE_EXIT_CODE      how it ends (0)
 FAKE_SIGNAL         it ends by this signal instead
+FAKE_END_REASON     and for this reason, such as OOM_KILLED, where it does not end well
+FAKE_UNSUPPORTED    keys, with commas between, that cannot be honoured
 FAKE_STDOUT         what it prints, as it is; so does FAKE_STDERR
 FAKE_LOG_LINES      so many numbered lines on stdout, after FAKE_STDOUT
 FAKE_IGNORE_STOP    set: only a kill ends it
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from signal import SIGKILL, SIGTERM
 from typing import Final
 
@@ -47,6 +50,7 @@ class _FakeRun:
     started_monotonic_s: float
     duration_s: float | None
     code: int
+    reason: Reason | None
     ignores_stop: bool
     output: Mapping[LogStream, bytes]
     stopped: Ended | None = None
@@ -78,7 +82,8 @@ class FakeHost:
             try:
                 await self.sleep(float(env.get("FAKE_START_S", "0")))
                 if "FAKE_START_ERROR" in env:
-                    raise StartError(Reason.START_FAILED, env["FAKE_START_ERROR"])
+                    reason = Reason(env.get("FAKE_START_REASON", Reason.START_FAILED))
+                    raise StartError(reason, env["FAKE_START_ERROR"])
                 self._runs[run] = self._created(env, service=service)
                 self.starts.append(run)
             finally:
@@ -94,6 +99,7 @@ class FakeHost:
             started_monotonic_s=self.clock.monotonic_s(),
             duration_s=float(duration) if duration else None,
             code=128 + signal if signal else int(env.get("FAKE_EXIT_CODE", "0")),
+            reason=Reason(env["FAKE_END_REASON"]) if "FAKE_END_REASON" in env else None,
             ignores_stop="FAKE_IGNORE_STOP" in env,
             output={
                 LogStream.STDOUT: (env.get("FAKE_STDOUT", "") + lines).encode(),
@@ -114,9 +120,10 @@ class FakeHost:
         it = self.get(run)
         if it.stopped is None and self.remaining_s(run) == 0.0:
             assert it.duration_s is not None
-            it.stopped = Ended.by_code(
+            ended = Ended.by_code(
                 it.code, started_at=it.started_at, ended_at=after(it.started_at, it.duration_s)
             )
+            it.stopped = replace(ended, reason=it.reason or ended.reason)
         return it.stopped
 
     def remaining_s(self, run: RunKey) -> float | None:
@@ -153,9 +160,9 @@ class FakeRuntime:
         """Run on `host`."""
         self._host = host
 
-    def unsupported(self, container: ContainerSpec) -> tuple[str, ...]:  # noqa: ARG002 - the Protocol's
-        """Return nothing: it honours nothing and refuses nothing."""
-        return ()
+    def unsupported(self, container: ContainerSpec) -> tuple[str, ...]:
+        """Return what the environment says; else it honours nothing and refuses nothing."""
+        return tuple(filter(None, container.environment.get("FAKE_UNSUPPORTED", "").split(",")))
 
     async def prepare(self, container: ContainerSpec, *, progress: Progress) -> None:
         """Wait as the environment says."""

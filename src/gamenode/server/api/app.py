@@ -123,10 +123,13 @@ def create_api(
         return msgspec.json.encode(openapi.describe(operations, roles=roles))
 
     operations: Sequence[Operation[Any, Any]] = (
-        *NodeRoutes(nouns.nodes, nouns.pipeline_manager).operations(),
+        *NodeRoutes(
+            nouns.nodes, nouns.pipeline_manager, lingering=nouns.pipeline_service.lingering
+        ).operations(),
         *StateRoutes(
             nouns.nodes,
             loads=nouns.pipeline_service.loads,
+            lingering=nouns.pipeline_service.lingering,
             clock=clock,
             wait_s_max=settings.wait_s_max,
         ).operations(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -10,7 +10,8 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gamenode.domain.node import Maintenance, NodePatch
+from gamenode.domain.command import Dispatch
+from gamenode.domain.node import Maintenance, Node, NodePatch
 from gamenode.domain.selector import parse_selector
 from gamenode.server.api import page
 from gamenode.server.api.decode import BodyReader, NoQuery, QueryReader
@@ -39,12 +40,19 @@ class RemoveQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class NodeRoutes:
-    """Lists, shows, describes and removes nodes."""
+    """Lists, shows, describes, fences and removes nodes."""
 
-    def __init__(self, nodes: NodeManager, pipelines: PipelineManager) -> None:
-        """Speak for `nodes`; `pipelines` know what runs on them."""
+    def __init__(
+        self,
+        nodes: NodeManager,
+        pipelines: PipelineManager,
+        *,
+        lingering: Callable[[], Awaitable[Mapping[str, Sequence[Dispatch]]]],
+    ) -> None:
+        """Speak for `nodes`; `pipelines` know what runs on them, `lingering` what still may."""
         self._nodes = nodes
         self._pipelines = pipelines
+        self._lingering = lingering
 
     def operations(self) -> Sequence[Operation[Any, Any]]:
         """Return what can be done."""
@@ -82,6 +90,15 @@ class NodeRoutes:
                 query=QueryReader(RemoveQuery),
                 status=HTTPStatus.NO_CONTENT,
             ),
+            Operation(
+                method="POST",
+                path="/api/v1/nodes/{node}:fence",
+                summary="Say that a node's host is dead, so that its work may start elsewhere",
+                handler=self._fence,
+                query=QueryReader(NoQuery),
+                body=BodyReader(http.FenceRequest),
+                answer=http.Node,
+            ),
         )
 
     async def _list(self, call: Call[NodesQuery, None]) -> ASGIApp:
@@ -95,9 +112,10 @@ class NodeRoutes:
             after=page.read_node_cursor(query.cursor),
         )
         nodes, last = page.split(found, query.limit)
+        lingering = await self._lingering()
         return answer(
             http.NodeList(
-                items=[http.encode_node(node) for node in nodes],
+                items=[http.encode_node(node, lingering.get(node.id, ())) for node in nodes],
                 next_cursor=page.node_cursor(last.id) if last else None,
             )
         )
@@ -105,8 +123,9 @@ class NodeRoutes:
     async def _describe(self, call: Call[NoQuery, http.NodeChange]) -> ASGIApp:
         body = call.body
         patch = NodePatch(display_name=body.display_name, note=body.note, labels=body.labels)
-        node = await self._nodes.describe(call.path["node"], patch, by=call.actor)
-        return answer(http.encode_node(node))
+        return await self._answer(
+            await self._nodes.describe(call.path["node"], patch, by=call.actor)
+        )
 
     async def _remove(self, call: Call[RemoveQuery, None]) -> ASGIApp:
         await self._pipelines.remove_node(
@@ -115,4 +134,15 @@ class NodeRoutes:
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def _show(self, call: Call[NoQuery, None]) -> ASGIApp:
-        return answer(http.encode_node(await self._nodes.get(call.path["node"])))
+        return await self._answer(await self._nodes.get(call.path["node"]))
+
+    async def _fence(self, call: Call[NoQuery, http.FenceRequest]) -> ASGIApp:
+        return await self._answer(
+            await self._pipelines.fence_node(
+                call.path["node"], reason=call.body.reason, by=call.actor
+            )
+        )
+
+    async def _answer(self, node: Node) -> ASGIApp:
+        lingering = await self._lingering()
+        return answer(http.encode_node(node, lingering.get(node.id, ())))

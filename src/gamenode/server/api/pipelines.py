@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from gamenode.domain.args import resolve
 from gamenode.domain.errors import invalid
-from gamenode.domain.pipeline import NewPipeline, PipelineSpec, Status
+from gamenode.domain.pipeline import NewPipeline, Pipeline, PipelineSpec, Status
 from gamenode.domain.quantity import parse_duration
 from gamenode.server.api import page
 from gamenode.server.api.decode import (
@@ -49,7 +49,7 @@ class PipelineQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class PipelineRoutes:
-    """Creates, lists, shows and cancels pipelines."""
+    """Creates, lists, shows, cancels, extends and repeats pipelines."""
 
     def __init__(
         self, manager: PipelineManager, service: GamePipelineGRPCService, *, wait_s_max: float
@@ -114,17 +114,32 @@ class PipelineRoutes:
                 body=BodyReader(http.CancelRequest, default=http.CancelRequest()),
                 answer=http.Pipeline,
             ),
+            Operation(
+                method="POST",
+                path="/api/v1/pipelines/{pipeline}:retry",
+                summary="Repeat a pipeline that failed or was cancelled, as a new one",
+                handler=self._retry,
+                query=QueryReader(NoQuery),
+                body=BodyReader(http.RetryRequest, default=http.RetryRequest()),
+                answer=http.Pipeline,
+                status=HTTPStatus.CREATED,
+                headers={"Idempotency-Key": "The same key again answers with the first retry."},
+            ),
+            Operation(
+                method="POST",
+                path="/api/v1/pipelines/{pipeline}:extend",
+                summary="Let a pipeline and its steps take longer",
+                handler=self._extend,
+                query=QueryReader(NoQuery),
+                body=BodyReader(http.ExtendRequest),
+                answer=http.Pipeline,
+                headers={"Idempotency-Key": "The same key again extends nothing."},
+            ),
         )
 
     async def _create(self, call: Call[NoQuery, http.PipelineRequest]) -> ASGIApp:
-        key = read_idempotency_key(call.request)
-        request = new_pipeline(call.body, idempotency_key=key)
-        pipeline = await self._manager.create(request, by=call.actor)
-        return answer(
-            http.encode_pipeline(pipeline),
-            status=HTTPStatus.CREATED,
-            headers={"location": f"/api/v1/pipelines/{pipeline.id}"},
-        )
+        request = new_pipeline(call.body, idempotency_key=read_idempotency_key(call.request))
+        return _created(await self._manager.create(request, by=call.actor))
 
     async def _validate(self, call: Call[NoQuery, http.ValidateRequest]) -> ASGIApp:
         # On a thread: a hostile file may take its time.
@@ -168,6 +183,33 @@ class PipelineRoutes:
             by=call.actor,
         )
         return answer(http.encode_pipeline(pipeline))
+
+    async def _retry(self, call: Call[NoQuery, http.RetryRequest]) -> ASGIApp:
+        return _created(
+            await self._manager.retry(
+                call.path["pipeline"],
+                from_failed=call.body.from_failed,
+                key=read_idempotency_key(call.request),
+                by=call.actor,
+            )
+        )
+
+    async def _extend(self, call: Call[NoQuery, http.ExtendRequest]) -> ASGIApp:
+        pipeline = await self._manager.extend(
+            call.path["pipeline"],
+            call.body.by_s,
+            key=read_idempotency_key(call.request),
+            by=call.actor,
+        )
+        return answer(http.encode_pipeline(pipeline))
+
+
+def _created(pipeline: Pipeline) -> ASGIApp:
+    return answer(
+        http.encode_pipeline(pipeline),
+        status=HTTPStatus.CREATED,
+        headers={"location": f"/api/v1/pipelines/{pipeline.id}"},
+    )
 
 
 def new_pipeline(asked: http.PipelineRequest, *, idempotency_key: str = "") -> NewPipeline:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 from starlette.types import ASGIApp
 
+from gamenode.domain.command import Dispatch
 from gamenode.domain.errors import ErrorCode, GameNodeError, invalid
 from gamenode.domain.node import MAINTENANCE_TRANSITIONS, Drain, Maintenance, Node
 from gamenode.domain.quantity import parse_duration, parse_time
@@ -39,11 +40,13 @@ class StateRoutes:
         nodes: NodeManager,
         *,
         loads: Callable[[], Awaitable[Mapping[str, int]]],
+        lingering: Callable[[], Awaitable[Mapping[str, Sequence[Dispatch]]]],
         clock: Clock,
         wait_s_max: float,
     ) -> None:
-        """Speak for `nodes`; `loads` says how many pipelines are on each."""
+        """Speak for `nodes`; `loads` counts the pipelines on each, `lingering` has what may be."""
         self._nodes = nodes
+        self._lingering = lingering
         self._loads = loads
         self._clock = clock
         self._wait_s_max = wait_s_max
@@ -93,7 +96,8 @@ class StateRoutes:
             wait_s=wait_s,
         )
         node = await unless_gone(call.request.receive, changing) if wait_s else await changing
-        return answer(http.encode_node(await self._with_progress(node)))
+        lingering = (await self._lingering()).get(node.id, ())
+        return answer(http.encode_node(await self._with_progress(node), lingering))
 
     async def _change_many(self, call: Call[NoQuery, http.StatesRequest]) -> ASGIApp:
         body = call.body

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     Index,
     Integer,
     LargeBinary,
@@ -175,6 +176,13 @@ pipelines: Final = Table(
     Column("cancel_by", Text, nullable=False),
     Column("cancel_acknowledged_at", BigInteger),
     Column("retry_of", String(36), nullable=False),
+    Column("on_lost", String(16), nullable=False),
+    Column("restarts", Integer, nullable=False),
+    # It has ended here without its node's word, which may still run it (rule RA3).
+    Column("may_still_run", Boolean, nullable=False),
+    Column("extended_s", Float, nullable=False),
+    # How much of that the node has in its journal.
+    Column("extension_acknowledged_s", Float, nullable=False),
     # Its secret args, under the key in secrets.key.
     Column("sealed", LargeBinary),
     # What the dispatcher looks for; each costs nothing while nothing waits (rule RC3).
@@ -209,6 +217,24 @@ pipelines: Final = Table(
         "node_id",
         sqlite_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
         postgresql_where=text("cancel_requested_at IS NOT NULL AND cancel_acknowledged_at IS NULL"),
+    ),
+    Index(
+        "pipelines_extending",
+        "node_id",
+        sqlite_where=text("extended_s > extension_acknowledged_s"),
+        postgresql_where=text("extended_s > extension_acknowledged_s"),
+    ),
+    Index(
+        "pipelines_lingering",
+        "node_id",
+        sqlite_where=text("may_still_run"),
+        postgresql_where=text("may_still_run"),
+    ),
+    Index(
+        "pipelines_failing_when_lost",
+        "node_id",
+        sqlite_where=text("on_lost = 'fail' AND status IN ('PENDING', 'RUNNING')"),
+        postgresql_where=text("on_lost = 'fail' AND status IN ('PENDING', 'RUNNING')"),
     ),
     Index("pipelines_newest", "created_at", "id"),
     Index(

@@ -73,8 +73,6 @@ class NodeSettings:
     """How often the last heartbeats are written down."""
     words_max: int = 10_000
     """How many words may wait for an agent that does not read."""
-    log_chunk_bytes_max: int = 1024 * 1024
-    """What agents are told: how long a chunk of a log may be."""
     pipelines_per_node_max: int = 256
     """A node that has as many takes no more."""
     clock_skew_s_max: float = 5.0
@@ -99,8 +97,9 @@ class NodeManager:
         settings: NodeSettings,
         states: StateSettings,
         inventories: InventorySettings,
+        log_chunk_bytes_max: int,
     ) -> None:
-        """Know nobody until `load`."""
+        """Know nobody until `load`. Agents are told how long a chunk of a log may be."""
         self._service = service
         self._clock = clock
         self._ids = ids
@@ -119,6 +118,7 @@ class NodeManager:
             settings=states,
         )
         self._nodes: dict[str, Node] = {}
+        self._log_chunk_bytes_max = log_chunk_bytes_max
         self._collection_retry_after_s = inventories.retry_after_s
         self.inventories = InventoryKeeper(
             service=service,
@@ -188,7 +188,7 @@ class NodeManager:
             state_version=outcome.state_version,
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
             heartbeat_timeout_s=self._settings.heartbeat_timeout_s,
-            log_chunk_bytes_max=self._settings.log_chunk_bytes_max,
+            log_chunk_bytes_max=self._log_chunk_bytes_max,
         )
 
     async def heartbeat(self, beat: Heartbeat) -> HeartbeatResult:
@@ -339,6 +339,19 @@ class NodeManager:
         self._capacities.pop(node_id, None)
         if known is not None and known.connection is not None:
             known.connection.close(Closed(reason=CloseReason.REGISTER_AGAIN, message=reason))
+
+    async def fenced(self, node_id: str) -> Node:
+        """Take over that a node was fenced: of its session before that nothing counts."""
+        await self._refresh(node_id)
+        node = await self.get(node_id)
+        known = self._connections.get(node_id)
+        if known is not None and known.session.epoch < node.session_epoch:
+            self._connections.drop(node_id)
+            if known.connection is not None:
+                known.connection.close(
+                    Closed(reason=CloseReason.SUPERSEDED, message="the node was fenced")
+                )
+        return node
 
     async def state_changes(self, node_id: str, *, limit: int) -> Sequence[StateChange]:
         """Return a node's newest state changes, newest first.
@@ -603,16 +616,19 @@ class NodeManager:
     async def _set_online(self, known: Liveness, cause: str) -> None:
         now = self._clock.now()
         link = Link.CONNECTED if known.connection is not None else Link.LOST
+        node_id = known.session.node_id
         if await self._flip(known, online=True, cause=cause, link=link, now=now):
             known.online = True
             self._patch(
-                known.session.node_id,
+                node_id,
                 online=True,
                 online_since=now,
                 link=link,
                 link_since=now,
                 link_cause=cause,
             )
+            if ConditionType.FENCED in {c.type for c in self._nodes[node_id].conditions}:
+                await self._refresh(node_id)  # it is over
             self._announce()
 
     async def _set_offline(self, known: Liveness, cause: str) -> None:

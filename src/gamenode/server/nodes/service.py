@@ -175,6 +175,7 @@ class GameNodeService:
                 online_since=row.online_since if row.online else now,
                 now=now,
             )
+            _clear_condition(conn, node_id, ConditionType.FENCED, now)
             _append(conn, EventType.NODE_REGISTERED, node_id, now)
             if not row.online:
                 _append(conn, EventType.NODE_ONLINE, node_id, now, status="online")
@@ -211,6 +212,9 @@ class GameNodeService:
                 kind = EventType.NODE_ONLINE if online else EventType.NODE_OFFLINE
                 status = "online" if online else "offline"
                 _append(conn, kind, node_id, now, status=status, message=cause)
+            if flipped and online:
+                # A simple client comes back without a registration.
+                _clear_condition(conn, node_id, ConditionType.FENCED, now)
             return flipped
 
         return await self._db.write(record)
@@ -587,6 +591,52 @@ def remove_node(conn: Connection, node_id: str, *, by: Actor, reason: str, now: 
         conn,
         AuditEntry(at=now, actor=by, action="node.remove", target=node_id, reason=reason),
     )
+
+
+def fence(
+    conn: Connection, node_id: str, *, session_id: str, by: Actor, reason: str, now: Instant
+) -> bool:
+    """Take an operator's word that a host is dead; False if it was taken before (RA1).
+
+    From here the node has a session that nobody holds, and what registers under its id continues
+    nothing. The condition lasts until it does.
+
+    Raises:
+        GameNodeError: NODE_NOT_FOUND; CONFLICT while the node is online.
+    """
+    row = store.lock(conn, node_id)
+    if row is None:
+        raise not_found(node_id)
+    if row.online:
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"node {node_id} is online, and only a host that is dead can be fenced",
+            hint=f"to end what runs on it: gamenode nodes disable {node_id}",
+        )
+    if store.holds(conn, node_id, ConditionType.FENCED):
+        return False
+    store.supersede(conn, node_id, session_id=session_id, epoch=row.session_epoch + 1)
+    _set_condition(conn, node_id, ConditionType.FENCED, reason, now)
+    _append(
+        conn,
+        EventType.NODE_FENCED,
+        node_id,
+        now,
+        status="fenced",
+        message=reason,
+        data={"by": by.name},
+    )
+    audit.append(
+        conn,
+        AuditEntry(at=now, actor=by, action="node.fence", target=node_id, reason=reason),
+    )
+    return True
+
+
+def is_away(conn: Connection, node_id: str) -> bool:
+    """Return whether a node is known and not online."""
+    row = store.lock(conn, node_id)
+    return row is not None and not row.online
 
 
 def _inventory(

@@ -15,6 +15,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    exists,
     insert,
     or_,
     select,
@@ -364,6 +365,31 @@ def set_condition(
     """Note that a condition holds from now on."""
     conn.execute(
         insert(schema.node_conditions).values(node_id=node_id, type=kind, reason=reason, since=now)
+    )
+
+
+def holds(conn: Connection, node_id: str, kind: ConditionType) -> bool:
+    """Return whether a condition holds."""
+    return bool(
+        conn.scalar(
+            select(exists().where(_conditions.node_id == node_id, _conditions.type == kind))
+        )
+    )
+
+
+def supersede(conn: Connection, node_id: str, *, session_id: str, epoch: int) -> None:
+    """Give a node a session that continues nothing, and that nobody can continue (rule RL3)."""
+    conn.execute(
+        update(schema.nodes)
+        .where(_nodes.id == node_id)
+        .values(
+            session_id=session_id,
+            session_epoch=epoch,
+            session_used=True,
+            previous_epoch=0,
+            continuity_epoch=epoch,
+            stream_number=0,
+        )
     )
 
 

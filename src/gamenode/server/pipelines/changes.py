@@ -10,12 +10,14 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row
 
-from gamenode.domain.access import Actor
+from gamenode.domain.access import SYSTEM, Actor
 from gamenode.domain.audit import AuditEntry
 from gamenode.domain.command import Dispatch
 from gamenode.domain.event import EventType, NewEvent
 from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
+    NODE_ENDED,
+    OnLost,
     Pipeline,
     PipelineReport,
     Reason,
@@ -49,7 +51,13 @@ _STALE: Final = ReportResult(outcome=ReportOutcome.STALE)
 
 
 def apply(
-    conn: Connection, report: Report, node_id: str, now: Instant, *, simple: bool
+    conn: Connection,
+    report: Report,
+    node_id: str,
+    now: Instant,
+    *,
+    simple: bool,
+    restarts_max: int,
 ) -> ReportResult:
     """Take a node's word for one of its pipelines or steps; `simple` may leave out the fences."""
     unwanted = ReportResult(outcome=ReportOutcome.STALE, stop=not report.status.terminal)
@@ -68,9 +76,7 @@ def apply(
         case StepReport():
             return _apply_step(conn, row, report, now)
         case PipelineReport():
-            if report.status.terminal:
-                reservations.end(conn, Dispatch(row.id, row.attempt))
-            return _apply_pipeline(conn, row, report, now)
+            return _apply_pipeline(conn, row, report, now, restarts_max=restarts_max)
 
 
 def _apply_step(
@@ -138,13 +144,19 @@ def _note_log_end(
 
 
 def _apply_pipeline(
-    conn: Connection, row: Row[Any], report: PipelineReport, now: Instant
+    conn: Connection, row: Row[Any], report: PipelineReport, now: Instant, *, restarts_max: int
 ) -> ReportResult:
     result = judge_pipeline(Status(row.status), report)
+    if report.status.terminal:
+        ended(conn, Dispatch(row.id, row.attempt), now)
     if result.outcome is not ReportOutcome.APPLIED:
         return result
     if report.status.terminal:
-        _end(conn, row, report.status, report.reason, report.message, now)
+        if report.reason in NODE_ENDED and may_start_over(row, restarts_max):
+            message = f"{row.node_id} ended attempt {row.attempt}: {report.reason}"
+            start_over(conn, row, report.reason, message, now)
+        else:
+            _end(conn, row, report.status, report.reason, report.message, now)
         return result
     values = {"started_at": now, "acknowledged_at": now}
     if not store.set_status(conn, row.id, row.attempt, report.status, values):
@@ -181,7 +193,7 @@ def _end(
             pipeline_id=row.id,
             step=step.name,
             status=status if began else Status.CANCELLED,
-            reason=reason if began or status is Status.CANCELLED else Reason.SKIPPED,
+            reason=reason if began else Reason.SKIPPED,
             message=message if began else "",
         )
         store.set_step(
@@ -218,22 +230,88 @@ def _end(
         )
 
 
-def let_go(conn: Connection, dispatch: Dispatch) -> None:
-    """Free what a dispatch holds of its node: nothing of it runs there, nor ever will (RA3).
+def let_go(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
+    """Note that nothing of a dispatch runs on its node any more, nor ever will.
 
-    By the node's word (it refused it, or does not hold it), or by an operator's, who removed the
-    node. The status says nothing about it: what has ended by force may go on there.
+    By the node's word (it ended, was refused, is not held), or by an operator's, who fenced or
+    removed the node. The status says nothing about it: what has ended by force may go on there.
+    What a dispatch holds of its node is free from here on.
+
+    Source: RA1, RA3.
     """
+    store.let_go(conn, dispatch, now)
     reservations.release(conn, dispatch)
+
+
+def ended(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
+    """Note that an agent has ended a dispatch; where a service lives on, it keeps what it has."""
+    store.let_go(conn, dispatch, now)
+    reservations.end(conn, dispatch)
 
 
 def end_unrun(conn: Connection, row: Row[Any], reason: Reason, message: str, now: Instant) -> None:
     """End a dispatch that nothing runs of: as its user wanted, if its end was wanted (F4)."""
-    let_go(conn, Dispatch(row.id, row.attempt))
+    let_go(conn, Dispatch(row.id, row.attempt), now)
     if row.cancel_requested_at is not None:
         _end(conn, row, Status.CANCELLED, Reason.CANCELLED_BY_USER, row.cancel_reason, now)
     else:
         _end(conn, row, Status.FAILED, reason, message, now)
+
+
+def may_start_over(row: Row[Any] | store.Bound, restarts_max: int) -> bool:
+    """Return whether a pipeline gets a new attempt once its node has lost the present one."""
+    cancelled = (
+        row.cancel_requested
+        if isinstance(row, store.Bound)
+        else row.cancel_requested_at is not None
+    )
+    return row.on_lost == OnLost.RESTART and row.restarts < restarts_max and not cancelled
+
+
+def start_over(conn: Connection, row: Row[Any], reason: Reason, message: str, now: Instant) -> None:
+    """Let a pipeline wait for a new attempt: nothing runs of the present one (P2, RA1)."""
+    dispatch = Dispatch(row.id, row.attempt)
+    let_go(conn, dispatch, now)
+    if store.start_over(conn, dispatch, message):
+        append_event(
+            conn,
+            EventType.PIPELINE_RESTARTED,
+            row.id,
+            now,
+            node_id=row.node_id,
+            status=Status.PENDING,
+            message=message,
+            data={"name": row.name, "attempt": str(row.attempt), "reason": reason},
+        )
+
+
+def end_lost(
+    conn: Connection, row: Row[Any], message: str, now: Instant, *, restarts_max: int
+) -> None:
+    """Follow up on a dispatch that its node lost, and of which nothing runs (`on_lost`)."""
+    if may_start_over(row, restarts_max):
+        start_over(conn, row, Reason.NODE_LOST, message, now)
+    else:
+        end_unrun(conn, row, Reason.NODE_LOST, message, now)
+
+
+def give_up(conn: Connection, row: Row[Any], message: str, now: Instant) -> None:
+    """End a pipeline whose node is away for too long; it may still run there (`on_lost: fail`).
+
+    What the node holds of it is ended when it is back, and listed until then (rule RA3).
+    """
+    if row.cancel_requested_at is not None:
+        _end(conn, row, Status.CANCELLED, Reason.CANCELLED_BY_USER, message, now)
+    else:
+        _end(conn, row, Status.FAILED, Reason.NODE_LOST, message, now)
+    wanted: dict[str, object] = {"cancel_acknowledged_at": None, "may_still_run": True}
+    if row.cancel_requested_at is None:
+        wanted |= {
+            "cancel_requested_at": now,
+            "cancel_reason": f"on_lost: {OnLost.FAIL}",
+            "cancel_by": SYSTEM.name,
+        }
+    store.request_cancel(conn, row.id, wanted)
 
 
 def want_cancel(
@@ -250,7 +328,12 @@ def want_cancel(
         assert row_now is not None
         _end(conn, row_now, Status.CANCELLED, Reason.CANCELLED_BY_USER, message, now)
         # Its node must still hear of it, and whether it has is not known.
-        store.request_cancel(conn, row.id, {"cancel_acknowledged_at": None if dispatched else now})
+        acknowledged_at = None if dispatched else now
+        store.request_cancel(
+            conn,
+            row.id,
+            {"cancel_acknowledged_at": acknowledged_at, "may_still_run": dispatched},
+        )
     elif row.cancel_requested_at is None:
         _request(conn, row, reason=reason, by=by, now=now)
     else:
@@ -264,6 +347,32 @@ def want_cancel(
             target=row.id,
             reason=reason,
             before=row.status,
+        ),
+    )
+
+
+def extend(conn: Connection, row: Row[Any], by_s: float, *, by: Actor, now: Instant) -> None:
+    """Let a pipeline and its steps take longer (F8)."""
+    store.extend(conn, row.id, by_s)
+    extended_s = row.extended_s + by_s
+    append_event(
+        conn,
+        EventType.PIPELINE_EXTENDED,
+        row.id,
+        now,
+        node_id=row.node_id,
+        status=Status(row.status),
+        data={"name": row.name, "by": by.name, "extended_s": f"{extended_s:g}"},
+    )
+    audit.append(
+        conn,
+        AuditEntry(
+            at=now,
+            actor=by,
+            action="pipeline.extend",
+            target=row.id,
+            before=f"{row.extended_s:g}s",
+            after=f"{extended_s:g}s",
         ),
     )
 
@@ -300,7 +409,8 @@ def append_created(conn: Connection, pipeline: Pipeline, now: Instant) -> None:
         now,
         node_id=pipeline.node_id,
         status=pipeline.status,
-        data={"name": pipeline.name, "by": pipeline.created_by},
+        data={"name": pipeline.name, "by": pipeline.created_by}
+        | ({"retry_of": pipeline.retry_of} if pipeline.retry_of else {}),
     )
 
 

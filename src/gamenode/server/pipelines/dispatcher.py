@@ -17,10 +17,12 @@ from gamenode.domain.command import (
     CancelOrder,
     Dispatch,
     ExecuteOrder,
+    ExtendOrder,
     FollowLog,
     OrderAnswer,
     OrderOutcome,
     WantedEnd,
+    WantedExtension,
 )
 from gamenode.domain.errors import GameNodeError
 from gamenode.domain.event import Event, EventType
@@ -40,7 +42,15 @@ _ENDS: Final = frozenset(
     {EventType.PIPELINE_COMPLETED, EventType.PIPELINE_FAILED, EventType.PIPELINE_CANCELLED}
 )
 """After these a node can take more."""
-_CANCELS: Final = frozenset({EventType.PIPELINE_CANCEL_REQUESTED, EventType.PIPELINE_CANCELLED})
+_QUEUED: Final = frozenset({EventType.PIPELINE_CREATED, EventType.PIPELINE_RESTARTED})
+_OWED: Final = frozenset(
+    {
+        EventType.PIPELINE_CANCEL_REQUESTED,
+        EventType.PIPELINE_CANCELLED,
+        EventType.PIPELINE_EXTENDED,
+    }
+)
+"""After these a node must hear something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +96,7 @@ class TaskDispatcher:
         self._sending: set[Dispatch] = set()
         self._accepted: set[Dispatch] = set()
         self._cancelling: set[Dispatch] = set()
+        self._extending: set[Dispatch] = set()
 
     def wake(self) -> None:
         """Look at everything again: a node may have become able to take work, or to hear."""
@@ -95,9 +106,9 @@ class TaskDispatcher:
     def hear(self, happened: Sequence[Event]) -> None:
         """Look at what these events may have changed."""
         types = {event.type for event in happened}
-        if EventType.PIPELINE_CREATED in types or (self._some_wait and types & _ENDS):
+        if types & _QUEUED or (self._some_wait and types & _ENDS):
             self._queue_wake.ring()
-        if types & _CANCELS:
+        if types & _OWED:
             self._owed_wake.ring()
 
     def look_again(self) -> None:
@@ -125,9 +136,10 @@ class TaskDispatcher:
         await self._send_owed()
 
     async def _send_owed(self) -> None:
-        unacknowledged_by, cancelling_on = await self._service.owed_nodes()
-        await self._send_unacknowledged(self._reachable(unacknowledged_by))
-        await self._send_cancels(self._reachable(cancelling_on))
+        owed = await self._service.owed_nodes()
+        await self._send_unacknowledged(self._reachable(owed.dispatches))
+        await self._send_cancels(self._reachable(owed.ends))
+        await self._send_extensions(self._reachable(owed.extensions))
 
     def _reachable(self, node_ids: Iterable[str]) -> list[str]:
         """Return who can be sent something now; the others are told when they are back."""
@@ -328,7 +340,7 @@ class TaskDispatcher:
         try:
             order = CancelOrder(
                 dispatch=wanted.dispatch,
-                reason=Reason.CANCELLED_BY_USER,
+                reason=wanted.cause,
                 message=wanted.reason,
                 # It has ended here already, by force: nothing of it may go on there.
                 force=wanted.status.terminal,
@@ -338,7 +350,27 @@ class TaskDispatcher:
         finally:
             self._cancelling.discard(wanted.dispatch)
 
-    async def _ask(self, node_id: str, order: ExecuteOrder | CancelOrder) -> OrderAnswer | None:
+    async def _send_extensions(self, node_ids: Sequence[str]) -> None:
+        if not node_ids:
+            return
+        for wanted in await self._service.extending(node_ids, self._settings.batch_max):
+            dispatch = wanted.order.dispatch
+            if dispatch in self._extending:
+                continue
+            self._extending.add(dispatch)
+            _ = self._supervisor.start(f"extend {dispatch.pipeline_id}", self._extend(wanted))
+
+    async def _extend(self, wanted: WantedExtension) -> None:
+        try:
+            # Refused is an answer too: it has ended there, or its time was up already.
+            if await self._ask(wanted.node_id, wanted.order) is not None:
+                await self._service.acknowledge_extension(wanted.order)
+        finally:
+            self._extending.discard(wanted.order.dispatch)
+
+    async def _ask(
+        self, node_id: str, order: ExecuteOrder | CancelOrder | ExtendOrder
+    ) -> OrderAnswer | None:
         connection = self._nodes.connection(node_id)
         if connection is None:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,21 +24,24 @@ from gamenode.domain.command import (
 from gamenode.domain.errors import ErrorCode, GameNodeError, Violation, invalid
 from gamenode.domain.event import EventFilter, EventType
 from gamenode.domain.log import LogKey
-from gamenode.domain.node import Session
+from gamenode.domain.node import Node, Session
 from gamenode.domain.pipeline import (
     NewPipeline,
     Pipeline,
     PipelineReport,
     PipelineSpec,
+    Reason,
     Report,
     ReportOutcome,
     ReportResult,
     Status,
+    Step,
     StepReport,
     StepSpec,
     StepType,
+    first_to_repeat,
 )
-from gamenode.lib.clock import Clock, after
+from gamenode.lib.clock import Clock, Instant, after
 from gamenode.lib.ids import Ids
 from gamenode.lib.tasks import every
 from gamenode.server.events.feed import EventFeed
@@ -48,7 +51,7 @@ from gamenode.server.nodes.connections import AgentConnection
 from gamenode.server.nodes.manager import NodeManager
 from gamenode.server.pipelines.dispatcher import TaskDispatcher
 from gamenode.server.pipelines.retention import RetentionSettings
-from gamenode.server.pipelines.service import GamePipelineGRPCService, Prepared
+from gamenode.server.pipelines.service import GamePipelineGRPCService, Original, Prepared
 from gamenode.wire.pipeline_file import parse_pipeline
 
 _ENDS: Final = EventFilter(
@@ -72,6 +75,12 @@ class PipelineSettings(RetentionSettings):
     """How often it is looked for such that can be forgotten."""
     log_owners_max: int = 10_000
     """How many logs are remembered as rightly written to; then all are asked for anew."""
+    lost_fail_s: float = 15 * 60.0
+    """How long a node may be offline before its pipelines with `on_lost: fail` end."""
+    lost_sweep_interval_s: float = 2.0
+    """How often it is looked whether one has been."""
+    restarts_max: int = 16
+    """How often a pipeline with `on_lost: restart` may lose its node; then it fails."""
 
 
 class PipelineManager:
@@ -119,6 +128,35 @@ class PipelineManager:
         return await self._service.cancel(
             pipeline_id, reason=reason, force=force, by=by, now=self._clock.now()
         )
+
+    async def extend(self, pipeline_id: str, by_s: float, *, key: str, by: Actor) -> Pipeline:
+        """Let a pipeline and its steps take `by_s` longer (F8)."""
+        return await self._service.extend(pipeline_id, by_s, key=key, by=by, now=self._clock.now())
+
+    async def retry(self, pipeline_id: str, *, from_failed: bool, key: str, by: Actor) -> Pipeline:
+        """Create a pipeline that repeats one that went badly, linked to it (F12).
+
+        With `from_failed` it goes to the same node and leaves out what went well there; what is
+        left out ends as SKIPPED, and says where it was done.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND; NODE_NOT_FOUND, the node is gone; CONFLICT, it has
+                not failed and was not cancelled, its secrets are forgotten, it may still run where
+                it is to go on, or the idempotency key was used with other content.
+        """
+        original = await self._service.original(pipeline_id)
+        _check_repeatable(original, from_failed=from_failed)
+        prepared = self._repeated(original, from_failed=from_failed, key=key)
+        if prepared.demand.node_id:
+            await self._nodes.get(prepared.demand.node_id)
+        return await self._service.create(prepared, by=by, now=self._clock.now())
+
+    async def fence_node(self, node_id: str, *, reason: str, by: Actor) -> Node:
+        """Take an operator's word that a node's host is dead (RA1)."""
+        await self._service.fence_node(
+            node_id, session_id=self._ids.new(), by=by, reason=reason, now=self._clock.now()
+        )
+        return await self._nodes.fenced(node_id)
 
     async def forget_secrets(self) -> None:
         """Forget, time and again, the secrets of pipelines that ended long ago."""
@@ -176,13 +214,17 @@ class PipelineManager:
     async def check_log_owner(self, key: LogKey, node_id: str) -> None:
         """Check that a node may write this log: it was granted the try (P15).
 
+        A log that it has begun stays its own, whoever makes the next attempt (rule RA4).
+
         Raises:
             GameNodeError: PERMISSION_DENIED.
         """
         owned = (key, node_id)
         if owned in self._log_owners:
             return
-        if not await self._service.is_granted(key, node_id):
+        granted = await self._service.is_granted(key, node_id)
+        begun = None if granted else await self._logs.stored(key)
+        if not granted and (begun is None or begun.node_id != node_id):
             raise GameNodeError(
                 ErrorCode.PERMISSION_DENIED,
                 f"node {node_id} was not granted try {key.attempt} of step {key.step}",
@@ -316,14 +358,60 @@ class PipelineManager:
                 envs_needed=frozenset(spec.envs).difference(request.envs),
                 group=spec.concurrency,
             ),
-            work=ExecuteOrder(
-                dispatch=Dispatch(pipeline_id, 0),
-                name=spec.name,
-                steps=tuple(self._unbound(step) for step in resolved.steps),
-                timeout_s=spec.timeout_s,
-                envs=dict(request.envs),
-                secrets=resolved.secrets,
+            on_lost=spec.on_lost,
+            work=self._work(pipeline_id, spec, resolved.steps, request.envs, resolved.secrets),
+        )
+
+    def _repeated(self, original: Original, *, from_failed: bool, key: str) -> Prepared:
+        """Return a pipeline as it was asked for, once more: file, args, envs and place."""
+        before = original.pipeline
+        spec = parse_pipeline(original.file)
+        resolved = resolve(spec, original.args)
+        pinned = before.node_id if from_failed else ""
+        node_id = pinned or original.demand.node_id
+        request = NewPipeline(
+            file=original.file,
+            args=original.args,
+            envs=original.envs,
+            node=node_id,
+            priority=before.priority,
+            idempotency_key=key,
+        )
+        carried = 0
+        if from_failed:
+            left_out = {step.name for step in before.steps} - original.ran
+            carried = first_to_repeat(before.steps, left_out)
+        pipeline_id = self._ids.new()
+        steps = resolved.steps[carried:]
+        return Prepared(
+            id=pipeline_id,
+            request=request,
+            name=spec.name,
+            args=resolved.args,
+            demand=replace(original.demand, node_id=node_id),
+            on_lost=spec.on_lost,
+            work=self._work(pipeline_id, spec, steps, original.envs, resolved.secrets),
+            retry_of=before.id,
+            carried=tuple(
+                _left_out(step, before.id, now=self._clock.now()) for step in before.steps[:carried]
             ),
+        )
+
+    def _work(
+        self,
+        pipeline_id: str,
+        spec: PipelineSpec,
+        steps: Sequence[StepSpec],
+        envs: Mapping[str, str],
+        secrets: Mapping[str, str],
+    ) -> ExecuteOrder:
+        return ExecuteOrder(
+            dispatch=Dispatch(pipeline_id, 0),
+            name=spec.name,
+            steps=tuple(self._unbound(step) for step in steps),
+            timeout_s=spec.timeout_s,
+            envs=dict(envs),
+            secrets=secrets,
         )
 
     def _unbound(self, step: StepSpec) -> GrantedStep:
@@ -343,6 +431,49 @@ class PipelineManager:
 _SUPERSEDED: Final = Closed(
     reason=CloseReason.SUPERSEDED, message="a newer session or stream of the node took over"
 )
+
+
+def _check_repeatable(original: Original, *, from_failed: bool) -> None:
+    pipeline = original.pipeline
+    if pipeline.status not in (Status.FAILED, Status.CANCELLED):
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"pipeline {pipeline.id} is {pipeline.status}: only what failed or was cancelled can be"
+            " retried",
+            hint="to run its file once more: gamenode run",
+        )
+    if original.forgotten:
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"the secrets of pipeline {pipeline.id} are forgotten: {', '.join(original.forgotten)}",
+            hint="run the file again, with its secrets",
+        )
+    if from_failed and pipeline.may_still_run:
+        raise GameNodeError(
+            ErrorCode.CONFLICT,
+            f"pipeline {pipeline.id} may still run on node {pipeline.node_id}, to go on there",
+            hint="wait until the node has said that it ended, or retry the whole elsewhere",
+        )
+
+
+def _left_out(step: Step, original_id: str, *, now: Instant) -> Step:
+    """Return a step as the retry shows it that does not run it."""
+    message = step.message
+    if step.status is Status.COMPLETED:
+        message = f"completed in pipeline {original_id}"
+    return replace(
+        step,
+        status=Status.CANCELLED,
+        reason=Reason.SKIPPED,
+        message=message,
+        exit_code=None,
+        signal=None,
+        attempt=0,
+        run=0,
+        started_at=None,
+        ended_at=now,
+        instance_id="",
+    )
 
 
 def _check_envs(spec: PipelineSpec, request: NewPipeline) -> None:

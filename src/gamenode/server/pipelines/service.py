@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from gamenode.domain.access import Actor
 from gamenode.domain.assignment import assigned
@@ -13,9 +14,11 @@ from gamenode.domain.command import (
     BoundPipeline,
     Dispatch,
     ExecuteOrder,
+    ExtendOrder,
     HeldPipeline,
     Reconciliation,
     WantedEnd,
+    WantedExtension,
     reconcile,
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError
@@ -24,7 +27,9 @@ from gamenode.domain.explanation import Standing
 from gamenode.domain.log import LogKey
 from gamenode.domain.node import Session
 from gamenode.domain.pipeline import (
+    TERMINAL,
     NewPipeline,
+    OnLost,
     Pipeline,
     Reason,
     Report,
@@ -74,15 +79,40 @@ class Prepared:
     """What an agent will be asked; its dispatch and tries are filled in when it is bound."""
     args: Mapping[str, str]
     demand: Demand
+    on_lost: OnLost
+    retry_of: str = ""
+    """The pipeline that this one repeats."""
+    carried: tuple[Step, ...] = ()
+    """The first steps, which a retry leaves out, as they are to be shown; `work` has the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Original:
+    """A pipeline as it was asked for, to be asked for again."""
+
+    pipeline: Pipeline
+    file: str
+    args: Mapping[str, str] = field(repr=False)
+    """With the values of secret ones, as long as they are kept."""
+    envs: Mapping[str, str]
+    demand: Demand
+    ran: frozenset[str]
+    """The steps that it was to run; an earlier retry may have left some out."""
+    forgotten: tuple[str, ...]
+    """Secret args whose values are not kept any more."""
 
 
 class GamePipelineGRPCService:
     """The state of pipelines (L1)."""
 
-    def __init__(self, database: Database, secrets: SecretBox) -> None:
-        """Keep the rows in `database`, and secret args in them sealed by `secrets`."""
+    def __init__(self, database: Database, secrets: SecretBox, *, restarts_max: int = 16) -> None:
+        """Keep the rows in `database`, and secret args in them sealed by `secrets`.
+
+        A pipeline that loses its nodes begins anew `restarts_max` times.
+        """
         self._db = database
         self._secrets = secrets
+        self._restarts_max = restarts_max
 
     # Queries
 
@@ -183,8 +213,44 @@ class GamePipelineGRPCService:
         """Return how many dispatches may run on each node."""
         return await self._db.read(reservations.loads)
 
-    async def owed_nodes(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Return the nodes that have not said that they took a dispatch, or know of a wanted end.
+    async def original(self, pipeline_id: str) -> Original:
+        """Return how a pipeline was asked for.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND.
+        """
+
+        def read(conn: Connection) -> Original:
+            pipeline, asked = store.get(conn, pipeline_id), store.asked(conn, pipeline_id)
+            if pipeline is None or asked is None:
+                raise not_found(pipeline_id)
+            work = self._work(conn, pipeline_id)
+            needed = {n for step in work.steps for n in names_used(step.container, Namespace.ARGS)}
+            return Original(
+                pipeline=pipeline,
+                file=asked.file,
+                args={**pipeline.args, **work.secrets},
+                envs=asked.envs,
+                demand=queue.demand(conn, pipeline_id),
+                ran=frozenset(step.name for step in work.steps),
+                forgotten=tuple(sorted(needed - work.secrets.keys())),
+            )
+
+        return await self._db.read(read)
+
+    async def lingering(self) -> Mapping[str, Sequence[Dispatch]]:
+        """Return by node what has ended here without its word and may still run there (RA3)."""
+        found: dict[str, list[Dispatch]] = {}
+        for node_id, dispatch, _ in await self._db.read(store.lingering):
+            found.setdefault(node_id, []).append(dispatch)
+        return found
+
+    async def nodes_of_failing(self) -> frozenset[str]:
+        """Return the nodes whose loss some pipeline does not wait out (`on_lost: fail`)."""
+        return await self._db.read(store.nodes_of_failing)
+
+    async def owed_nodes(self) -> store.Owed:
+        """Return who has not said that it took a dispatch, or knows of a wanted end or extension.
 
         What is owed to those that are away must not hide what is owed to the others.
         """
@@ -199,6 +265,10 @@ class GamePipelineGRPCService:
     async def cancelling(self, node_ids: Collection[str], limit: int) -> Sequence[WantedEnd]:
         """Return whose end is wanted on these nodes, while they have not said that they know."""
         return await self._db.read(lambda conn: store.cancelling(conn, node_ids, limit))
+
+    async def extending(self, node_ids: Collection[str], limit: int) -> Sequence[WantedExtension]:
+        """Return which pipelines on these nodes may take longer than the nodes know."""
+        return await self._db.read(lambda conn: store.extending(conn, node_ids, limit))
 
     async def step_records(
         self, pipeline_ids: Collection[str], *, batch_max: int
@@ -270,14 +340,21 @@ class GamePipelineGRPCService:
             if given is None:
                 return None  # it ended a moment ago
             work = self._work(conn, dispatch.pipeline_id)
-            rows = store.step_rows(conn, dispatch.pipeline_id)
             steps = [
                 replace(step, first_attempt=row.granted_from)
-                for step, row in zip(work.steps, rows, strict=True)
+                for step, row in zip(work.steps, _rows_of(conn, work), strict=True)
             ]
-            return replace(work, dispatch=dispatch, steps=assigned(steps, given))
+            return replace(
+                work,
+                dispatch=dispatch,
+                extended_s=store.extended_s(conn, dispatch.pipeline_id),
+                steps=assigned(steps, given),
+            )
 
         return await self._db.read(read)
+
+    def _key_use(self, by: Actor, key: str, content: tuple[object, ...]) -> _KeyUse:
+        return _KeyUse(by, key, self._secrets.fingerprint(repr(content).encode()))
 
     def _work(self, conn: Connection, pipeline_id: str) -> ExecuteOrder:
         packed, sealed = store.work(conn, pipeline_id)
@@ -294,22 +371,11 @@ class GamePipelineGRPCService:
         request = prepared.request
         values, step_values, pipeline = _new_rows(prepared, by, now)
         values["sealed"] = self._secrets.seal(prepared.id, prepared.work.secrets)
-        caller = f"{by.kind}:{by.name}"
-        body_hash = self._secrets.fingerprint(_content_of(request))
+        use = self._key_use(by, request.idempotency_key, _content_of(prepared))
 
         def record(conn: Connection) -> Pipeline:
-            if request.idempotency_key:
-                known = store.known_key(conn, caller, request.idempotency_key)
-                if known is not None:
-                    return _first_of_key(conn, request.idempotency_key, known, body_hash)
-                store.insert_key(
-                    conn,
-                    caller=caller,
-                    key=request.idempotency_key,
-                    body_hash=body_hash,
-                    pipeline_id=prepared.id,
-                    now=now,
-                )
+            if (first := use.first(conn, prepared.id, now)) is not None:
+                return first
             store.insert_pipeline(conn, values, step_values)
             changes.append_created(conn, pipeline, now)
             return pipeline
@@ -357,25 +423,25 @@ class GamePipelineGRPCService:
                 node_id=node_id,
                 attempt=attempt,
                 session_epoch=node.session_epoch,
+                extended_s=row.extended_s,
                 now=now,
             ):
                 return None
             work = self._work(conn, pipeline_id)
-            granted = (
-                [step.granted_to for step in store.step_rows(conn, pipeline_id)]
-                if row.attempt
-                else [0] * len(work.steps)
-            )
+            # The first attempt at all steps is the usual case, and needs no look at them.
+            granted = [(position, 0) for position in range(len(work.steps))]
+            if row.attempt or row.retry_of:
+                granted = [(step.position, step.granted_to) for step in _rows_of(conn, work)]
             steps = tuple(
                 replace(step, first_attempt=last + 1)
-                for step, last in zip(work.steps, granted, strict=True)
+                for step, (_, last) in zip(work.steps, granted, strict=True)
             )
             store.grant(
                 conn,
                 pipeline_id,
                 [
                     (position, step.first_attempt, step.first_attempt + step.attempts - 1)
-                    for position, step in enumerate(steps)
+                    for step, (position, _) in zip(steps, granted, strict=True)
                 ],
             )
             reservations.reserve(
@@ -400,26 +466,11 @@ class GamePipelineGRPCService:
                 work,
                 dispatch=Dispatch(pipeline_id, attempt),
                 state_version=node.state_version,
+                extended_s=row.extended_s,
                 steps=assigned(steps, decision.assignment),
             )
 
         return await self._db.write(record)
-
-    def taken_over_secrets(self, conn: Connection, source_id: str, target_id: str) -> bytes | None:
-        """Return the secrets of one pipeline as another one's row, its retry's, keeps them.
-
-        Raises:
-            GameNodeError: CONFLICT, they are forgotten.
-        """
-        work = self._work(conn, source_id)
-        needed = {n for step in work.steps for n in names_used(step.container, Namespace.ARGS)}
-        if gone := sorted(needed - work.secrets.keys()):
-            raise GameNodeError(
-                ErrorCode.CONFLICT,
-                f"the secrets of pipeline {source_id} are forgotten: {', '.join(gone)}",
-                hint="run the file again, with its secrets",
-            )
-        return self._secrets.seal(target_id, work.secrets)
 
     async def forget_secrets(self, before: Instant) -> None:
         """Forget the secrets of pipelines that ended before that."""
@@ -447,7 +498,7 @@ class GamePipelineGRPCService:
             row = store.lock(conn, dispatch.pipeline_id)
             if row is None or row.attempt != dispatch.attempt:
                 return
-            changes.let_go(conn, dispatch)
+            changes.let_go(conn, dispatch, now)
             if row.cancel_requested_at is not None:
                 changes.end_unrun(conn, row, Reason.REFUSED, refusal, now)
             else:
@@ -500,6 +551,79 @@ class GamePipelineGRPCService:
 
         return await self._db.write(record)
 
+    async def acknowledge_extension(self, order: ExtendOrder) -> None:
+        """Note that the agent knows how long a dispatch may take."""
+        await self._db.write(lambda conn: store.acknowledge_extension(conn, order))
+
+    async def extend(
+        self, pipeline_id: str, by_s: float, *, key: str, by: Actor, now: Instant
+    ) -> Pipeline:
+        """Let a pipeline and its steps take `by_s` longer; the same key again changes nothing.
+
+        Its node is told afterwards, and again until it has said that it knows.
+
+        Raises:
+            GameNodeError: PIPELINE_NOT_FOUND; CONFLICT if it has ended or its end is wanted, if
+                nothing of it has a limit, or if the key was used with other content.
+
+        Source: F8, RC3.
+        """
+        use = self._key_use(by, key, ("extend", pipeline_id, by_s))
+
+        def record(conn: Connection) -> Pipeline:
+            row = store.lock(conn, pipeline_id)
+            if row is None:
+                raise not_found(pipeline_id)
+            if (first := use.first(conn, pipeline_id, now)) is not None:
+                return first
+            _check_extendable(row, self._work(conn, pipeline_id))
+            changes.extend(conn, row, by_s, by=by, now=now)
+            extended = store.get(conn, pipeline_id)
+            assert extended is not None
+            return extended
+
+        return await self._db.write(record)
+
+    async def fence_node(
+        self, node_id: str, *, session_id: str, by: Actor, reason: str, now: Instant
+    ) -> None:
+        """Take an operator's word that a host is dead: what is bound to it is free (RA1).
+
+        Its pipelines end as NODE_LOST, or begin anew elsewhere with `on_lost: restart`. The node's
+        session is superseded by `session_id`, which nobody holds: should its agent come back, it
+        has no continuity, and must end whatever it still holds. Asking again changes nothing.
+
+        Raises:
+            GameNodeError: NODE_NOT_FOUND; CONFLICT while it is online.
+        """
+
+        def record(conn: Connection) -> None:
+            if not nodes.fence(conn, node_id, session_id=session_id, by=by, reason=reason, now=now):
+                return
+            message = f"node {node_id} was fenced by {by.name}: {reason}"
+            for pipeline in store.bound(conn, node_id):
+                row = store.lock(conn, pipeline.dispatch.pipeline_id)
+                assert row is not None
+                changes.end_lost(conn, row, message, now, restarts_max=self._restarts_max)
+            for _, dispatch, _ in store.lingering(conn, node_id):
+                changes.let_go(conn, dispatch, now)
+            reservations.release_node(conn, node_id)
+
+        await self._db.write(record)
+
+    async def give_up(self, node_id: str, message: str, *, now: Instant) -> None:
+        """End what does not wait for a node that is away (`on_lost: fail`); none if it is back."""
+
+        def record(conn: Connection) -> None:
+            if not nodes.is_away(conn, node_id):
+                return
+            for pipeline_id in store.failing_when_lost(conn, node_id):
+                row = store.lock(conn, pipeline_id)
+                if row is not None and row.node_id == node_id and row.status not in TERMINAL:
+                    changes.give_up(conn, row, message, now)
+
+        await self._db.write(record)
+
     async def remove_node(
         self, node_id: str, *, force: bool, reason: str, by: Actor, now: Instant
     ) -> None:
@@ -523,6 +647,8 @@ class GamePipelineGRPCService:
                 row = store.lock(conn, pipeline.dispatch.pipeline_id)
                 assert row is not None
                 changes.end_unrun(conn, row, Reason.NODE_LOST, "its node was removed", now)
+            for _, dispatch, _ in store.lingering(conn, node_id):
+                changes.let_go(conn, dispatch, now)
             reservations.release_node(conn, node_id)
             nodes.remove_node(conn, node_id, by=by, reason=reason, now=now)
 
@@ -570,7 +696,17 @@ class GamePipelineGRPCService:
             if session is None or not nodes.session_is_newest(conn, node_id, session.epoch):
                 return None
             simple = nodes.is_simple(conn, node_id)
-            return [changes.apply(conn, report, node_id, now, simple=simple) for report in reports]
+            return [
+                changes.apply(
+                    conn,
+                    report,
+                    node_id,
+                    now,
+                    simple=simple,
+                    restarts_max=self._restarts_max,
+                )
+                for report in reports
+            ]
 
         return await self._db.write(record)
 
@@ -614,17 +750,25 @@ class GamePipelineGRPCService:
                     status=row.status,
                     acknowledged=row.acknowledged,
                     resendable=row.session_epoch >= continuity_epoch,
+                    starts_over=changes.may_start_over(row, self._restarts_max),
                 )
                 for row in store.bound(conn, node_id)
             ]
+            bound += [
+                BoundPipeline(dispatch=dispatch, status=status, acknowledged=True, resendable=False)
+                for _, dispatch, status in store.lingering(conn, node_id)
+            ]
             actions = reconcile(bound, held)
-            for dispatch in actions.lost:
+            message = f"node {node_id} came back without it: its journal does not know this attempt"
+            for dispatch in (*actions.lost, *actions.restart):
                 row = store.lock(conn, dispatch.pipeline_id)
                 assert row is not None
-                message = (
-                    f"node {node_id} came back without it: its journal does not know this attempt"
-                )
-                changes.end_unrun(conn, row, Reason.NODE_LOST, message, now)
+                if dispatch in actions.restart:
+                    changes.start_over(conn, row, Reason.NODE_LOST, message, now)
+                else:
+                    changes.end_unrun(conn, row, Reason.NODE_LOST, message, now)
+            for dispatch in actions.gone:
+                changes.ended(conn, dispatch, now)
             # What is neither held nor sent again runs no more, whatever its status (rule RA3).
             holds = {h.dispatch for h in held if not h.ended} | set(actions.resend)
             reservations.settle(conn, node_id, holds, living)
@@ -665,7 +809,8 @@ def _new_rows(
         attempt=0,
         args=prepared.args,
         priority=request.priority,
-        steps=tuple(
+        steps=prepared.carried
+        + tuple(
             Step(
                 name=step.name,
                 type=step.type,
@@ -689,7 +834,8 @@ def _new_rows(
         created_by=by.name,
         started_at=None,
         ended_at=None,
-        retry_of="",
+        retry_of=prepared.retry_of,
+        on_lost=prepared.on_lost,
     )
     values: dict[str, object] = {
         "id": prepared.id,
@@ -712,7 +858,12 @@ def _new_rows(
         "created_by": by.name,
         "cancel_reason": "",
         "cancel_by": "",
-        "retry_of": "",
+        "retry_of": prepared.retry_of,
+        "on_lost": prepared.on_lost,
+        "restarts": 0,
+        "may_still_run": False,
+        "extended_s": 0.0,
+        "extension_acknowledged_s": 0.0,
     }
     step_values: list[dict[str, object]] = [
         {
@@ -720,40 +871,90 @@ def _new_rows(
             "position": position,
             "name": step.name,
             "type": step.type,
-            "status": Status.PENDING,
-            "reason": Reason.NONE,
-            "message": "",
+            "status": step.status,
+            "reason": step.reason,
+            "message": step.message,
             "attempt": 0,
             "run": 0,
             "granted_from": 0,
             "granted_to": 0,
+            "ended_at": step.ended_at,
             "instance_id": step.instance_id if step.type is StepType.SERVICE else "",
         }
-        for position, step in enumerate(steps)
+        for position, step in enumerate(pipeline.steps)
     ]
     return values, step_values, pipeline
 
 
-def _first_of_key(conn: Connection, key: str, known: tuple[str, str], body_hash: str) -> Pipeline:
-    pipeline_id, first_hash = known
-    if first_hash != body_hash:
+def _rows_of(conn: Connection, work: ExecuteOrder) -> Sequence[Row[Any]]:
+    """Return the rows of the steps that a pipeline runs; what a retry left out comes first."""
+    rows = store.step_rows(conn, work.dispatch.pipeline_id)
+    return rows[len(rows) - len(work.steps) :]
+
+
+def _check_extendable(row: Row[Any], work: ExecuteOrder) -> None:
+    if row.status in TERMINAL:
+        raise GameNodeError(
+            ErrorCode.CONFLICT, f"pipeline {row.id} has ended already: {row.status}"
+        )
+    if row.cancel_requested_at is not None:
+        raise GameNodeError(ErrorCode.CONFLICT, f"pipeline {row.id} is being cancelled")
+    if work.timeout_s is None and all(step.timeout_s is None for step in work.steps):
         raise GameNodeError(
             ErrorCode.CONFLICT,
-            f"idempotency key {key} was used before, with another request",
-            hint="use a new key for a new request",
+            f"pipeline {row.id} has no limit, nor has any of its steps: it may take as long as "
+            "it likes",
         )
-    pipeline = store.get(conn, pipeline_id)
-    if pipeline is None:
-        raise GameNodeError(
-            ErrorCode.PIPELINE_NOT_FOUND,
-            f"idempotency key {key} made pipeline {pipeline_id}, which was removed since",
-            hint="use a new key for a new request",
-        )
-    return pipeline
 
 
-def _content_of(request: NewPipeline) -> bytes:
-    content = (
+@dataclass(frozen=True, slots=True)
+class _KeyUse:
+    """One use of an idempotency key by somebody; an empty key is none."""
+
+    by: Actor
+    key: str
+    body_hash: str
+
+    def first(self, conn: Connection, pipeline_id: str, now: Instant) -> Pipeline | None:
+        """Return the pipeline of the key's first use; None if this is it, which is noted.
+
+        Raises:
+            GameNodeError: CONFLICT if the first use had other content.
+        """
+        if not self.key:
+            return None
+        caller = f"{self.by.kind}:{self.by.name}"
+        known = store.known_key(conn, caller, self.key)
+        if known is None:
+            store.insert_key(
+                conn,
+                caller=caller,
+                key=self.key,
+                body_hash=self.body_hash,
+                pipeline_id=pipeline_id,
+                now=now,
+            )
+            return None
+        known_id, first_hash = known
+        if first_hash != self.body_hash:
+            raise GameNodeError(
+                ErrorCode.CONFLICT,
+                f"idempotency key {self.key} was used before, with another request",
+                hint="use a new key for a new request",
+            )
+        pipeline = store.get(conn, known_id)
+        if pipeline is None:
+            raise GameNodeError(
+                ErrorCode.PIPELINE_NOT_FOUND,
+                f"idempotency key {self.key} made pipeline {known_id}, which was removed since",
+                hint="use a new key for a new request",
+            )
+        return pipeline
+
+
+def _content_of(prepared: Prepared) -> tuple[object, ...]:
+    request = prepared.request
+    content: tuple[object, ...] = (
         request.file,
         sorted(request.args.items()),
         sorted(request.envs.items()),
@@ -761,4 +962,4 @@ def _content_of(request: NewPipeline) -> bytes:
         request.selector,
         request.priority,
     )
-    return repr(content).encode()
+    return (*content, prepared.retry_of, len(prepared.carried)) if prepared.retry_of else content

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
@@ -19,20 +19,24 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
+    func,
     insert,
     literal_column,
     or_,
     select,
+    text,
     tuple_,
     update,
 )
 from sqlalchemy.sql.elements import ColumnElement
 
-from gamenode.domain.command import Dispatch, WantedEnd
+from gamenode.domain.command import Dispatch, ExtendOrder, WantedEnd, WantedExtension
 from gamenode.domain.container import HostPort
 from gamenode.domain.log import LogKey
 from gamenode.domain.pipeline import (
+    STARTS_OVER,
     TERMINAL,
+    OnLost,
     Pipeline,
     Reason,
     Reservation,
@@ -74,7 +78,8 @@ def _one_of(column: ColumnElement[str], statuses: Iterable[Status]) -> ColumnEle
 
 
 def _is(column: ColumnElement[str], status: Status) -> ColumnElement[bool]:
-    return _one_of(column, [status])
+    # Not a list of one: SQLite does not see that it is what the indices say.
+    return column == literal_column(f"'{status}'")
 
 
 _LISTED: Final[Select[Any]] = (
@@ -113,6 +118,16 @@ class Bound:
     acknowledged: bool
     cancel_requested: bool
     session_epoch: int
+    on_lost: OnLost
+    restarts: int
+
+
+class Owed(NamedTuple):
+    """The nodes that have not said that they know of something."""
+
+    dispatches: frozenset[str]
+    ends: frozenset[str]
+    extensions: frozenset[str]
 
 
 def known_key(conn: Connection, caller: str, key: str) -> tuple[str, str] | None:
@@ -155,6 +170,12 @@ def get(conn: Connection, pipeline_id: str) -> Pipeline | None:
     if row is None:
         return None
     return _pipeline(row, tuple(step(found) for found in step_rows(conn, pipeline_id)))
+
+
+def asked(conn: Connection, pipeline_id: str) -> Row[Any] | None:
+    """Return how a pipeline was asked for: file, envs."""
+    query: Select[Any] = select(_pipelines.file, _pipelines.envs)
+    return conn.execute(query.where(_pipelines.id == pipeline_id)).first()
 
 
 def steps_of(conn: Connection, pipeline_ids: Sequence[str]) -> dict[str, tuple[Step, ...]]:
@@ -245,6 +266,8 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
             _pipelines.acknowledged_at,
             _pipelines.cancel_requested_at,
             _pipelines.session_epoch,
+            _pipelines.on_lost,
+            _pipelines.restarts,
         ).where(
             _pipelines.node_id == node_id,
             _pipelines.node_id != _NOWHERE,
@@ -258,33 +281,80 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
             acknowledged=row.acknowledged_at is not None,
             cancel_requested=row.cancel_requested_at is not None,
             session_epoch=row.session_epoch,
+            on_lost=OnLost(row.on_lost),
+            restarts=row.restarts,
         )
         for row in rows
     ]
 
 
+_MAY_STILL_RUN: Final = text("pipelines.may_still_run")
+_LINGERING: Final = select(
+    _pipelines.id, _pipelines.attempt, _pipelines.node_id, _pipelines.status
+).where(_MAY_STILL_RUN)
+
+
+def lingering(conn: Connection, node_id: str | None = None) -> list[tuple[str, Dispatch, Status]]:
+    """Return what has ended here and may still run: on a node, or wherever (rule RA3)."""
+    query = _LINGERING if node_id is None else _LINGERING.where(_pipelines.node_id == node_id)
+    return [
+        (row.node_id, Dispatch(row.id, row.attempt), Status(row.status))
+        for row in conn.execute(query)
+    ]
+
+
+_FAILING_WHEN_LOST: Final = and_(
+    _pipelines.on_lost == literal_column(f"'{OnLost.FAIL}'"),
+    _one_of(_pipelines.status, _ACTIVE),
+    _pipelines.node_id != _NOWHERE,
+)
+_NODES_OF_FAILING: Final = select(_pipelines.node_id).where(_FAILING_WHEN_LOST).distinct()
+
+
+def nodes_of_failing(conn: Connection) -> frozenset[str]:
+    """Return the nodes whose loss some pipeline does not wait out (`on_lost: fail`)."""
+    return frozenset(conn.scalars(_NODES_OF_FAILING))
+
+
+def failing_when_lost(conn: Connection, node_id: str) -> list[str]:
+    """Return the pipelines on a node that fail when it is away for too long."""
+    return list(
+        conn.scalars(select(_pipelines.id).where(_FAILING_WHEN_LOST, _pipelines.node_id == node_id))
+    )
+
+
+# One whose end is wanted is not sent any more: its node hears of the end instead, and a late
+# Execute finds that.
 _UNACKNOWLEDGED: Final = and_(
     _pipelines.node_id != _NOWHERE,
     _is(_pipelines.status, Status.PENDING),
     _pipelines.acknowledged_at.is_(None),
+    _pipelines.cancel_requested_at.is_(None),
 )
 _CANCELLING: Final = and_(
     _pipelines.cancel_requested_at.is_not(None),
     _pipelines.cancel_acknowledged_at.is_(None),
     _pipelines.node_id != _NOWHERE,
 )
+# Before its node has taken a dispatch there is nothing there to extend; the order says it all.
+_EXTENDING: Final = and_(
+    _pipelines.extended_s > _pipelines.extension_acknowledged_s,
+    _pipelines.node_id != _NOWHERE,
+    _pipelines.acknowledged_at.is_not(None),
+    _pipelines.cancel_requested_at.is_(None),
+    _one_of(_pipelines.status, _ACTIVE),
+)
 
 
 _OWED: Final = tuple(
     select(_pipelines.node_id).where(condition).distinct()
-    for condition in (_UNACKNOWLEDGED, _CANCELLING)
+    for condition in (_UNACKNOWLEDGED, _CANCELLING, _EXTENDING)
 )
 
 
-def owed_nodes(conn: Connection) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the nodes that have not said that they took a dispatch, or know of a wanted end."""
-    unacknowledged_by, cancelling_on = (frozenset(conn.scalars(query)) for query in _OWED)
-    return unacknowledged_by, cancelling_on
+def owed_nodes(conn: Connection) -> Owed:
+    """Return who has not said that it took a dispatch, or knows of a wanted end or extension."""
+    return Owed(*(frozenset(conn.scalars(query)) for query in _OWED))
 
 
 def unacknowledged(
@@ -307,6 +377,7 @@ def cancelling(conn: Connection, node_ids: Collection[str], limit: int) -> list[
             _pipelines.attempt,
             _pipelines.node_id,
             _pipelines.status,
+            _pipelines.reason,
             _pipelines.cancel_reason,
         )
         .where(_CANCELLING, _pipelines.node_id.in_(node_ids))
@@ -317,7 +388,26 @@ def cancelling(conn: Connection, node_ids: Collection[str], limit: int) -> list[
             dispatch=Dispatch(row.id, row.attempt),
             node_id=row.node_id,
             status=Status(row.status),
+            cause=(
+                Reason.NODE_LOST if row.reason == Reason.NODE_LOST else Reason.CANCELLED_BY_USER
+            ),
             reason=row.cancel_reason,
+        )
+        for row in rows
+    ]
+
+
+def extending(conn: Connection, node_ids: Collection[str], limit: int) -> list[WantedExtension]:
+    """Return which pipelines on these nodes may take longer than the nodes know."""
+    rows = conn.execute(
+        select(_pipelines.id, _pipelines.attempt, _pipelines.node_id, _pipelines.extended_s)
+        .where(_EXTENDING, _pipelines.node_id.in_(node_ids))
+        .limit(limit)
+    )
+    return [
+        WantedExtension(
+            order=ExtendOrder(dispatch=Dispatch(row.id, row.attempt), extended_s=row.extended_s),
+            node_id=row.node_id,
         )
         for row in rows
     ]
@@ -349,6 +439,10 @@ _DECIDING: Final = (
     "attempt",
     "cancel_requested_at",
     "cancel_reason",
+    "on_lost",
+    "restarts",
+    "extended_s",
+    "retry_of",
 )
 _LOCK: Final = (
     select(*(_pipelines[name] for name in _DECIDING))
@@ -378,6 +472,14 @@ def forget_secrets(conn: Connection, before: Instant) -> None:
         .where(_pipelines.sealed.is_not(None), _pipelines.ended_at < before)
         .values(sealed=None)
     )
+
+
+def extended_s(conn: Connection, pipeline_id: str) -> float:
+    """Return by how much a pipeline's limits were extended, in all."""
+    extended: float | None = conn.scalar(
+        select(_pipelines.extended_s).where(_pipelines.id == pipeline_id)
+    )
+    return extended or 0.0
 
 
 _STEP: Final = select(schema.steps).where(
@@ -462,6 +564,7 @@ def bind(
     node_id: str,
     attempt: int,
     session_epoch: int,
+    extended_s: float,
     now: Instant,
 ) -> bool:
     """Bind a waiting pipeline to a node under a new attempt; False if it does not wait any more."""
@@ -476,6 +579,11 @@ def bind(
             "session_epoch": session_epoch,
             "dispatched_at": now,
             "refusal": "",
+            # What was said of the attempt before.
+            "reason": Reason.NONE,
+            "message": "",
+            # The order says it.
+            "extension_acknowledged_s": extended_s,
         },
     )
 
@@ -499,6 +607,45 @@ def unbind(conn: Connection, dispatch: Dispatch, refusal: str) -> bool:
             "refusal": refusal,
         },
     )
+
+
+def start_over(conn: Connection, dispatch: Dispatch, message: str) -> bool:
+    """Let a pipeline wait for a new attempt, whose steps all begin anew; False if it has ended."""
+    changed = conn.execute(
+        update(schema.pipelines)
+        .where(
+            _pipelines.id == dispatch.pipeline_id,
+            _pipelines.attempt == dispatch.attempt,
+            _one_of(_pipelines.status, STARTS_OVER),
+        )
+        .values(
+            status=Status.PENDING,
+            reason=Reason.RETRYING,
+            message=message,
+            node_id="",
+            restarts=_pipelines.restarts + 1,
+            dispatched_at=None,
+            acknowledged_at=None,
+            started_at=None,
+        )
+    )
+    if not changed.rowcount:
+        return False
+    conn.execute(
+        update(schema.steps)
+        # What a retry left out was never granted, and stays out.
+        .where(_steps.pipeline_id == dispatch.pipeline_id, _steps.granted_to > 0)
+        .values(
+            status=Status.PENDING,
+            reason=Reason.NONE,
+            message="",
+            exit_code=None,
+            signal=None,
+            started_at=None,
+            ended_at=None,
+        )
+    )
+    return True
 
 
 _GRANT: Final = update(schema.steps).where(
@@ -553,6 +700,44 @@ def request_cancel(conn: Connection, pipeline_id: str, values: Mapping[str, obje
     conn.execute(update(schema.pipelines).where(_pipelines.id == pipeline_id).values(**values))
 
 
+def extend(conn: Connection, pipeline_id: str, by_s: float) -> None:
+    """Let a pipeline's limits grow."""
+    conn.execute(
+        update(schema.pipelines)
+        .where(_pipelines.id == pipeline_id)
+        .values(extended_s=_pipelines.extended_s + by_s)
+    )
+
+
+def acknowledge_extension(conn: Connection, order: ExtendOrder) -> None:
+    """Note that the agent knows how long a dispatch may take."""
+    conn.execute(
+        update(schema.pipelines)
+        .where(
+            _pipelines.id == order.dispatch.pipeline_id,
+            _pipelines.attempt == order.dispatch.attempt,
+            _pipelines.extension_acknowledged_s < order.extended_s,
+        )
+        .values(extension_acknowledged_s=order.extended_s)
+    )
+
+
+_LET_GO: Final = (
+    update(schema.pipelines)
+    .where(*_OF_DISPATCH, _MAY_STILL_RUN)
+    .values(
+        may_still_run=False,
+        # There is nobody left to tell of the end.
+        cancel_acknowledged_at=func.coalesce(_pipelines.cancel_acknowledged_at, bindparam("at")),
+    )
+)
+
+
+def let_go(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
+    """Note that nothing of a dispatch runs on its node any more."""
+    conn.execute(_LET_GO, {**_of(dispatch), "at": now})
+
+
 def acknowledge_cancel(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
     """Note that the agent knows that a dispatch must end."""
     conn.execute(
@@ -599,7 +784,7 @@ def active_steps(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
 
 _HOLDS: Final = exists().where(schema.reservations.c.pipeline_id == _pipelines.id)
 _REMOVABLE: Final = and_(
-    _pipelines.ended_at.is_not(None), _pipelines.cancel_acknowledged_at.is_not(None), ~_HOLDS
+    _pipelines.ended_at.is_not(None), _pipelines.may_still_run.is_(False), ~_HOLDS
 )
 
 
@@ -686,6 +871,9 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
         ended_at=row.ended_at,
         retry_of=row.retry_of,
         reservation=_reservation(row),
+        on_lost=OnLost(row.on_lost),
+        extended_s=row.extended_s,
+        may_still_run=row.may_still_run,
     )
 
 

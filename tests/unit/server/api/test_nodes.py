@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from tests.support.api_fakes import Api, make_node
+from tests.support.api_fakes import Api, make_node, make_pipeline
 from tests.support.asgi import ask
 
 from gamenode.domain.errors import ErrorCode
+from gamenode.domain.pipeline import Status
 
+JSON = {"content-type": "application/json"}
 NODES = "/api/v1/nodes"
 
 
@@ -34,7 +38,30 @@ async def test_the_shape_of_a_node() -> None:
         "conditions": [],
         "inventory_version": 1,
         "registered_at": now,
+        "may_still_run": [],
     }
+
+
+async def test_a_node_shows_what_it_may_still_run() -> None:
+    api = Api()
+    api.nodes.add(make_node("fra-07", online=False))
+    lost = replace(make_pipeline(1, status=Status.FAILED), node_id="fra-07", attempt=2)
+    api.pipelines.add(replace(lost, may_still_run=True))
+    shown = (await ask(api.app, "GET", f"{NODES}/fra-07")).json()
+    listed = (await ask(api.app, "GET", NODES)).json()["items"][0]
+    assert shown["may_still_run"] == [{"pipeline_id": lost.id, "attempt": 2}]
+    assert listed == shown
+
+
+async def test_a_fence_says_why_it_is_known() -> None:
+    api = Api()
+    body = b'{"reason": "its mainboard burnt"}'
+    answer = await ask(api.app, "POST", f"{NODES}/fra-07:fence", headers=JSON, body=body)
+    assert (answer.status, answer.json()["id"]) == (200, "fra-07")
+    assert api.pipelines.fenced == [("fra-07", "its mainboard burnt", "local")]
+    for vague in (b"{}", b'{"reason": ""}'):
+        answer = await ask(api.app, "POST", f"{NODES}/fra-07:fence", headers=JSON, body=vague)
+        assert (answer.status, answer.json()["details"][0]["field"]) == (400, "reason")
 
 
 async def test_an_unknown_node_is_not_found() -> None:

@@ -141,6 +141,9 @@ async def test_the_shape_of_a_pipeline() -> None:
         "ended_at": None,
         "retry_of": None,
         "reservation": None,
+        "on_lost": "wait",
+        "extended_s": 0.0,
+        "may_still_run": False,
     }
 
 
@@ -211,6 +214,33 @@ async def test_a_cancel_needs_no_body() -> None:
     api.pipelines.add(make_pipeline(1))
     answer = await ask(api.app, "POST", f"{ONE}:cancel")
     assert answer.json()["cancel_requested_at"] == "2026-11-24T22:00:00.123Z"
+
+
+async def test_a_retry_is_a_new_pipeline_with_a_place_of_its_own() -> None:
+    api = Api()
+    api.pipelines.add(make_pipeline(1))
+    headers = {**JSON, "idempotency-key": "k"}
+    body = b'{"from_failed": true}'
+    answer = await ask(api.app, "POST", f"{ONE}:retry", headers=headers, body=body)
+    made = answer.json()
+    assert (answer.status, made["retry_of"], made["waiting"][0]["text"]) == (
+        201,
+        pipeline_id(1),
+        "from",
+    )
+    assert answer.headers["location"] == f"{PIPELINES}/{made['id']}"
+    assert api.pipelines.keys == ["k"]
+    assert (await ask(api.app, "POST", f"{ONE}:retry")).json()["waiting"] == []
+
+
+async def test_an_extension_has_a_length_and_a_bound() -> None:
+    api = Api()
+    api.pipelines.add(make_pipeline(1))
+    answer = await ask(api.app, "POST", f"{ONE}:extend", headers=JSON, body=b'{"by_s": 60}')
+    assert answer.json()["extended_s"] == 60.0
+    for body in (b"{}", b'{"by_s": 0}', b'{"by_s": -1}', b'{"by_s": 2592001}', b'{"by_s": "2h"}'):
+        answer = await ask(api.app, "POST", f"{ONE}:extend", headers=JSON, body=body)
+        assert (answer.status, answer.json()["details"][0]["field"]) == (400, "by_s")
 
 
 async def test_pages_hold_each_pipeline_once_newest_first() -> None:
