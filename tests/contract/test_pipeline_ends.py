@@ -200,9 +200,7 @@ async def test_a_forced_end_is_listed_until_its_node_has_let_go(
 # What begins anew (`on_lost: restart`)
 
 
-@pytest.mark.parametrize(
-    "reason", [Reason.NODE_LOST, Reason.NODE_DISABLED, Reason.DRAINED, Reason.AGENT_STOPPED]
-)
+@pytest.mark.parametrize("reason", [Reason.NODE_DISABLED, Reason.DRAINED, Reason.AGENT_STOPPED])
 async def test_what_its_node_ended_begins_anew_elsewhere(
     plane: ControlPlane, reason: Reason
 ) -> None:
@@ -307,14 +305,39 @@ async def test_what_its_node_does_not_know_any_more_begins_anew_so_often_and_no_
     agent = await FakeAgent.join(plane)
     pipeline_id = await running(plane, agent, RESTART)
     for dispatch in (2, 3):
-        agent = await FakeAgent.join(plane, after=agent, held=())
+        await leave(plane, agent)
+        agent = await FakeAgent.join(plane, boot_id=f"boot-{dispatch}")
         assert (await get(plane, pipeline_id)).status is Status.PENDING
         await plane.dispatcher.sweep()
         order = await agent.take()
         assert isinstance(order, ExecuteOrder)
         assert order.dispatch == Dispatch(pipeline_id, dispatch)
         await agent.report(step(pipeline_id, Status.RUNNING, attempt=dispatch, dispatch=dispatch))
-    await FakeAgent.join(plane, after=agent, held=())
+    await leave(plane, agent)
+    await FakeAgent.join(plane, boot_id="boot-4")
+    found = await get(plane, pipeline_id)
+    assert (found.status, found.reason) == (Status.FAILED, Reason.NODE_LOST)
+
+
+@pytest.mark.parametrize(
+    ("file", "boot_id"),
+    [
+        (RESTART, "boot-1"),  # the journal alone was lost: what it knew of may live
+        (
+            RESTART.replace("image: a", "image: a, restart: always").replace(
+                "{name: one", "{name: one, type: service"
+            ),
+            "boot-2",
+        ),
+    ],
+)
+async def test_what_may_live_on_a_host_that_lost_its_journal_does_not_begin_anew(
+    plane: ControlPlane, file: str, boot_id: str
+) -> None:
+    agent = await FakeAgent.join(plane)
+    pipeline_id = await running(plane, agent, file)
+    await leave(plane, agent)
+    await FakeAgent.join(plane, boot_id=boot_id)
     found = await get(plane, pipeline_id)
     assert (found.status, found.reason) == (Status.FAILED, Reason.NODE_LOST)
 

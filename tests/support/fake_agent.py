@@ -52,12 +52,15 @@ class FakeAgent:
         held: tuple[HeldPipeline, ...] = (),
         after: FakeAgent | None = None,
         new_session: bool = False,
+        boot_id: str = "boot-1",
     ) -> FakeAgent:
         """Register (or go on in a session) and have a statement reconciled."""
         number = after.connection.stream_number + 1 if after is not None else 1
         if after is None or new_session:
             epoch = after.answer.session_epoch if after is not None else None
-            answer = await plane.nodes.register(registration(node_id, last_session_epoch=epoch))
+            answer = await plane.nodes.register(
+                registration(node_id, boot_id=boot_id, last_session_epoch=epoch)
+            )
             number = 1
         else:
             answer = after.answer
@@ -68,7 +71,7 @@ class FakeAgent:
             state_version=1,
             maintenance=Maintenance.NORMAL,
             held=held,
-            boot_id="boot-1",
+            boot_id=boot_id,
         )
         connection = await plane.nodes.attach(statement)
         assert connection is not None

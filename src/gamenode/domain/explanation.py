@@ -317,7 +317,13 @@ def _progress(standing: Standing, now: Instant) -> Iterator[Because]:
     pipeline = standing.pipeline
     running = [step for step in pipeline.steps if step.status is Status.RUNNING]
     for step in running:
-        if step.reason is Reason.RETRYING:
+        if step.reason is Reason.PULLING:
+            yield Because(
+                reason=Reason.PULLING,
+                message=f"the image of step {step.name} is being fetched"
+                f"{f': {step.message}' if step.message else ''}",
+            )
+        elif step.reason is Reason.RETRYING:
             yield Because(
                 reason=Reason.RETRYING,
                 message=f"{_try(step)} of step {step.name} failed"
@@ -357,6 +363,7 @@ HOW: Final[Mapping[Reason, str]] = {
     Reason.UNSUPPORTED: "its node cannot honour what it asks for",
     Reason.UNHEALTHY: "it did not become healthy",
     Reason.RETRYING: "it is to be tried again",
+    Reason.PULLING: "its image is being fetched",
     Reason.SECRET_MISSING: "a secret that it needs is gone from its node",
     Reason.NODE_LOST: "its node was lost",
     Reason.NODE_DISABLED: "its node was disabled",

@@ -76,13 +76,12 @@ class Reason(StrEnum):
     AGENT_STOPPED = "AGENT_STOPPED"
 
 
-NODE_ENDED: Final = frozenset(
-    {Reason.NODE_LOST, Reason.NODE_DISABLED, Reason.DRAINED, Reason.AGENT_STOPPED}
-)
+NODE_ENDED: Final = frozenset({Reason.NODE_DISABLED, Reason.DRAINED, Reason.AGENT_STOPPED})
 """Reasons by which a node, and neither the work nor its user, ended a pipeline.
 
-After these `on_lost: restart` makes a new attempt. `OUTCOME_UNKNOWN` is none of them: what is not
-known to have ended must not run a second time beside it (P2).
+After these `on_lost: restart` makes a new attempt. `OUTCOME_UNKNOWN` is none of them, nor is
+`NODE_LOST`, which an agent says of what a restored or copied journal holds: what is not known to
+have ended must not run a second time beside it (P2).
 """
 
 

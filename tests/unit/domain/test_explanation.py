@@ -371,6 +371,15 @@ def test_one_between_two_tries() -> None:
     assert causes(found) == [Reason.RETRYING]
 
 
+def test_one_whose_image_comes() -> None:
+    pulling = with_step(
+        RUNNING, status=Status.RUNNING, reason=Reason.PULLING, message="pulling a: 1.0 of 2.0 MB"
+    )
+    found = explained(pulling)
+    words = "the image of step greet is being fetched: pulling a: 1.0 of 2.0 MB"
+    assert (found.summary, causes(found)) == (words, [Reason.PULLING])
+
+
 def test_one_whose_end_is_wanted() -> None:
     unheard = explained(WANTED)
     assert unheard.reasons[0].message == (
@@ -454,6 +463,7 @@ ENDS: dict[Reason, tuple[dict[str, Any], str]] = {
     Reason.UNSUPPORTED: ({}, "its node cannot honour what it asks for"),
     Reason.UNHEALTHY: ({}, "it did not become healthy"),
     Reason.RETRYING: ({}, "it is to be tried again"),
+    Reason.PULLING: ({}, "its image is being fetched"),
     Reason.SECRET_MISSING: ({}, "a secret that it needs is gone from its node"),
     Reason.NODE_LOST: ({}, "its node was lost"),
     Reason.NODE_DISABLED: ({}, "its node was disabled"),

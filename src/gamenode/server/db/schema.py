@@ -163,6 +163,8 @@ pipelines: Final = Table(
     Column("node_id", String(63), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("session_epoch", BigInteger, nullable=False),
+    # Of its node when it was bound there: what an earlier boot ran has ended with it.
+    Column("boot_id", String(64), nullable=False),
     # Why its node refused it for now.
     Column("refusal", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),

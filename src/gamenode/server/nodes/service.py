@@ -60,7 +60,12 @@ def use_stream(conn: Connection, session: Session, stream_number: int) -> bool:
 
 def is_simple(conn: Connection, node_id: str) -> bool:
     """Return whether a node registered without the fields that fence (rule RL4)."""
-    return store.is_simple(conn, node_id)
+    return not store.boot_id(conn, node_id)
+
+
+def boot_id(conn: Connection, node_id: str) -> str:
+    """Return the boot that a node's host was in at its registration; empty for a simple client."""
+    return store.boot_id(conn, node_id)
 
 
 def continuity_epoch(conn: Connection, node_id: str) -> int:

@@ -62,7 +62,12 @@ class Place:
     maintenance: Maintenance
     state_version: int
     session_epoch: int
-    simple: bool
+    boot_id: str
+
+    @property
+    def simple(self) -> bool:
+        """Whether it is a simple client (rule RL4)."""
+        return not self.boot_id
 
 
 # Built once: every pipeline runs these.
@@ -84,7 +89,7 @@ def lock_place(conn: Connection, node_id: str) -> Place | None:
         maintenance=Maintenance(row.maintenance),
         state_version=row.state_version,
         session_epoch=row.session_epoch,
-        simple=not row.boot_id,
+        boot_id=row.boot_id,
     )
 
 
@@ -219,9 +224,9 @@ def session_is_newest(conn: Connection, node_id: str, epoch: int) -> bool:
     return newest == epoch
 
 
-def is_simple(conn: Connection, node_id: str) -> bool:
-    """Return whether a node registered without a boot id (rule RL4)."""
-    return not conn.scalar(_BOOT_ID, {"of_node": node_id})
+def boot_id(conn: Connection, node_id: str) -> str:
+    """Return the boot that a node's host was in at its registration; empty for a simple client."""
+    return conn.scalar(_BOOT_ID, {"of_node": node_id}) or ""
 
 
 def use_stream(conn: Connection, node_id: str, *, epoch: int, stream_number: int) -> bool:

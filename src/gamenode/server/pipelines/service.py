@@ -360,6 +360,19 @@ class GamePipelineGRPCService:
         packed, sealed = store.work(conn, pipeline_id)
         return replace(unpack_order(packed), secrets=self._secrets.unseal(pipeline_id, sealed))
 
+    def _ended_with_its_boot(self, conn: Connection, row: store.Bound, boot_id: str) -> bool:
+        """Return whether nothing of a dispatch can live, since its host has booted since (P2).
+
+        A journal may be lost while what it knew of runs on. And a service that its engine starts
+        again by itself outlives a boot.
+        """
+        if row.boot_id == boot_id:
+            return False
+        return not any(
+            step.type is StepType.SERVICE and step.container.restart not in {"", "no"}
+            for step in self._work(conn, row.dispatch.pipeline_id).steps
+        )
+
     # Commands
 
     async def create(self, prepared: Prepared, *, by: Actor, now: Instant) -> Pipeline:
@@ -423,6 +436,7 @@ class GamePipelineGRPCService:
                 node_id=node_id,
                 attempt=attempt,
                 session_epoch=node.session_epoch,
+                boot_id=node.boot_id,
                 extended_s=row.extended_s,
                 now=now,
             ):
@@ -744,13 +758,15 @@ class GamePipelineGRPCService:
             if not nodes.use_stream(conn, session, stream_number):
                 return None
             continuity_epoch = nodes.continuity_epoch(conn, node_id)
+            boot_id = nodes.boot_id(conn, node_id)
             bound = [
                 BoundPipeline(
                     dispatch=row.dispatch,
                     status=row.status,
                     acknowledged=row.acknowledged,
                     resendable=row.session_epoch >= continuity_epoch,
-                    starts_over=changes.may_start_over(row, self._restarts_max),
+                    starts_over=changes.may_start_over(row, self._restarts_max)
+                    and self._ended_with_its_boot(conn, row, boot_id),
                 )
                 for row in store.bound(conn, node_id)
             ]
@@ -853,6 +869,7 @@ def _new_rows(
         "node_id": "",
         "attempt": 0,
         "session_epoch": 0,
+        "boot_id": "",
         "refusal": "",
         "created_at": now,
         "created_by": by.name,

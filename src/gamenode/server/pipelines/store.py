@@ -118,6 +118,7 @@ class Bound:
     acknowledged: bool
     cancel_requested: bool
     session_epoch: int
+    boot_id: str
     on_lost: OnLost
     restarts: int
 
@@ -266,6 +267,7 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
             _pipelines.acknowledged_at,
             _pipelines.cancel_requested_at,
             _pipelines.session_epoch,
+            _pipelines.boot_id,
             _pipelines.on_lost,
             _pipelines.restarts,
         ).where(
@@ -281,6 +283,7 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
             acknowledged=row.acknowledged_at is not None,
             cancel_requested=row.cancel_requested_at is not None,
             session_epoch=row.session_epoch,
+            boot_id=row.boot_id,
             on_lost=OnLost(row.on_lost),
             restarts=row.restarts,
         )
@@ -564,6 +567,7 @@ def bind(
     node_id: str,
     attempt: int,
     session_epoch: int,
+    boot_id: str,
     extended_s: float,
     now: Instant,
 ) -> bool:
@@ -577,6 +581,7 @@ def bind(
             "node_id": node_id,
             "attempt": attempt,
             "session_epoch": session_epoch,
+            "boot_id": boot_id,
             "dispatched_at": now,
             "refusal": "",
             # What was said of the attempt before.
