@@ -26,7 +26,7 @@ from gamenode.domain.command import (
 from gamenode.domain.container import PortRange
 from gamenode.domain.inventory import Cpu, Gpu, Hardware, Inventory, Memory
 from gamenode.domain.node import Maintenance, Offer
-from gamenode.domain.pipeline import Pipeline, Status
+from gamenode.domain.pipeline import Pipeline, Reason, Status
 from gamenode.domain.placement import Reserved
 from gamenode.server.pipelines.dispatcher import DispatcherSettings
 
@@ -346,6 +346,26 @@ async def test_the_queue_goes_by_priority_then_age_and_nothing_holds_it_up(
     found = await get(plane, never)
     assert found.message == "1 node: 1 does not match zone=b"
     assert [(w.reason, w.passes) for w in found.waiting] == [("SELECTOR", False)]
+
+
+@pytest.mark.parametrize("other", [False, True])
+async def test_what_no_runtime_honours_fails_at_once_unless_another_node_may_take_it(
+    plane: ControlPlane, other: bool
+) -> None:
+    await plane.nodes.register(replace(registration("n1"), step_runtimes=frozenset({"process"})))
+    if other:
+        await plane.nodes.register(replace(registration("n2"), step_runtimes=frozenset({"docker"})))
+    created = await plane.create(
+        "name: w\nsteps: [{name: one, container: {image: a, privileged: true}}]"
+    )
+    await plane.dispatcher.sweep()
+    found = await get(plane, created)
+    if other:
+        assert (found.status, found.reason) == (Status.PENDING, Reason.NONE)
+        return
+    assert (found.status, found.reason) == (Status.FAILED, Reason.UNSUPPORTED)
+    assert found.message == "1 node: 1 cannot honour privileged"
+    assert [(one.status, one.reason) for one in found.steps] == [(Status.CANCELLED, Reason.SKIPPED)]
 
 
 async def test_a_pipeline_that_was_placed_waits_for_nothing(plane: ControlPlane) -> None:

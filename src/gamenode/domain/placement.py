@@ -274,6 +274,17 @@ class Decision:
         """Whether no node that is known can ever take it as they are now."""
         return bool(self.verdicts) and all(verdict.never for verdict in self.verdicts)
 
+    @property
+    def unsupported(self) -> bool:
+        """Whether only what runtimes honour keeps it from every node that it could go to.
+
+        Then waiting is of no use, and the file is what has to change.
+        """
+        return self.never and any(
+            {o.misfit for o in verdict.objections if o.misfit.permanent} == {Misfit.UNSUPPORTED}
+            for verdict in self.verdicts
+        )
+
     def waiting(self, named_max: int = 20) -> tuple[Waiting, ...]:
         """Return why it waits: one entry for each first objection; none where it has a node.
 

@@ -232,7 +232,9 @@ class TaskDispatcher:
                 elif queued.demand_id not in stuck:
                     await asyncio.sleep(0)  # heartbeats come first, however much waits (P14)
                     decision = look.place(demand)
-                    if decision.node_id is None:
+                    if decision.unsupported:
+                        binding.append(self._refuse(queued.id, decision.explain()))
+                    elif decision.node_id is None:
                         stuck[queued.demand_id] = (decision.explain(), decision.waiting())
                     else:
                         node = look.candidate(decision.node_id)
@@ -274,6 +276,22 @@ class TaskDispatcher:
             self._wait_a_turn(pipeline_id)
             return False
         self.send(node.node_id, order)
+        return True
+
+    async def _refuse(self, pipeline_id: str, message: str) -> bool:
+        """End what no node can run as it is written; return whether it is settled."""
+        try:
+            await self._service.refuse(
+                pipeline_id, Reason.UNSUPPORTED, message, now=self._clock.now()
+            )
+        except GameNodeError as error:
+            _log.warning(
+                "not ended: %s",
+                error,
+                extra={"event": "pipeline.refuse_failed", "pipeline_id": pipeline_id},
+            )
+            self._wait_a_turn(pipeline_id)
+            return False
         return True
 
     def _wait_a_turn(self, pipeline_id: str) -> None:

@@ -530,6 +530,16 @@ class GamePipelineGRPCService:
 
         await self._db.write(record)
 
+    async def refuse(self, pipeline_id: str, reason: Reason, message: str, *, now: Instant) -> None:
+        """End a pipeline that waits for a node and that none can run."""
+
+        def record(conn: Connection) -> None:
+            row = store.lock(conn, pipeline_id)
+            if row is not None and not row.node_id and row.status not in TERMINAL:
+                changes.end_unrun(conn, row, reason, message, now)
+
+        await self._db.write(record)
+
     async def acknowledge_cancel(self, dispatch: Dispatch, *, now: Instant) -> None:
         """Note that the agent knows that a dispatch must end."""
         await self._db.write(lambda conn: store.acknowledge_cancel(conn, dispatch, now))
