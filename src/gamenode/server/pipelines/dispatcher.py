@@ -364,7 +364,9 @@ class TaskDispatcher:
                 force=wanted.status.terminal,
             )
             if await self._ask(wanted.node_id, order) is not None:
-                await self._service.acknowledge_cancel(wanted.dispatch, now=self._clock.now())
+                await self._service.acknowledge_cancel(
+                    wanted.dispatch, forced=order.force, now=self._clock.now()
+                )
         finally:
             self._cancelling.discard(wanted.dispatch)
 

@@ -477,12 +477,10 @@ def forget_secrets(conn: Connection, before: Instant) -> None:
     )
 
 
-def extended_s(conn: Connection, pipeline_id: str) -> float:
-    """Return by how much a pipeline's limits were extended, in all."""
-    extended: float | None = conn.scalar(
-        select(_pipelines.extended_s).where(_pipelines.id == pipeline_id)
-    )
-    return extended or 0.0
+def dispatched(conn: Connection, dispatch: Dispatch) -> Row[Any] | None:
+    """Return what changes about a dispatch: node_id, extended_s; None for one that is over."""
+    query: Select[Any] = select(_pipelines.node_id, _pipelines.extended_s)
+    return conn.execute(query.where(*_OF_DISPATCH), _of(dispatch)).first()
 
 
 _STEP: Final = select(schema.steps).where(
@@ -743,17 +741,19 @@ def let_go(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
     conn.execute(_LET_GO, {**_of(dispatch), "at": now})
 
 
-def acknowledge_cancel(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
-    """Note that the agent knows that a dispatch must end."""
-    conn.execute(
-        update(schema.pipelines)
-        .where(
-            _pipelines.id == dispatch.pipeline_id,
-            _pipelines.attempt == dispatch.attempt,
-            _pipelines.cancel_acknowledged_at.is_(None),
-        )
-        .values(cancel_acknowledged_at=now)
+def acknowledge_cancel(conn: Connection, dispatch: Dispatch, *, forced: bool, now: Instant) -> None:
+    """Note that the agent knows that a dispatch must end.
+
+    One that has been ended by force since needs the agent's answer to that.
+    """
+    statement = update(schema.pipelines).where(
+        _pipelines.id == dispatch.pipeline_id,
+        _pipelines.attempt == dispatch.attempt,
+        _pipelines.cancel_acknowledged_at.is_(None),
     )
+    if not forced:
+        statement = statement.where(_one_of(_pipelines.status, _ACTIVE))
+    conn.execute(statement.values(cancel_acknowledged_at=now))
 
 
 _SET_STEP: Final = update(schema.steps).where(
