@@ -901,7 +901,6 @@ def _new_rows(
         "retry_of": prepared.retry_of,
         "on_lost": prepared.on_lost,
         "restarts": 0,
-        "may_still_run": False,
         "extended_s": 0.0,
         "extension_acknowledged_s": 0.0,
     }
