@@ -363,6 +363,22 @@ async def test_force_reaches_a_node_that_is_still_to_answer_the_plain_cancel(
     assert (plain.force, forced.force) == (False, True)
 
 
+async def test_many_cancels_at_once_do_not_wait_for_sweeps(tmp_path: Path) -> None:
+    settings = PlaneSettings(dispatch=DispatcherSettings(batch_max=3, sweep_interval_s=60.0))
+    plane = ControlPlane(tmp_path, clock=FakeClock(), settings=settings)
+    await plane.feed.start()
+    agent = await FakeAgent.join(plane)
+    count = 10
+    for pipeline_id in [await dispatched(plane, agent) for _ in range(count)]:
+        await cancel(plane, pipeline_id)
+    running = asyncio.create_task(plane.dispatcher.run())
+    plane.dispatcher.wake()
+    ends = [await agent.take(orders=count + number + 1) for number in range(count)]
+    assert len({end.dispatch for end in ends if isinstance(end, CancelOrder)}) == count
+    running.cancel()
+    await plane.stop()
+
+
 async def test_cancelling_again_changes_nothing_and_what_has_ended_is_a_conflict(
     plane: ControlPlane,
 ) -> None:
