@@ -229,8 +229,6 @@ class RegistrationOutcome:
     state_version: int
     continuation: bool
     """Whether the session named in the registration goes on (rule RL3)."""
-    superseded: Session | None
-    """The session that this one replaces, which must be told so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,11 +316,6 @@ class Node:
         change = self.state_change
         confirmed = change is None or change.confirmed_at is not None
         return usable_as(self.maintenance, confirmed=confirmed)
-
-    @property
-    def blocked(self) -> bool:
-        """Whether a condition keeps new work away."""
-        return any(condition.blocks_placement for condition in self.conditions)
 
     @property
     def simple(self) -> bool:

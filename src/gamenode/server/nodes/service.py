@@ -166,7 +166,6 @@ class GameNodeService:
                     maintenance=Maintenance.NORMAL,
                     state_version=store.FIRST_STATE_VERSION,
                     continuation=False,
-                    superseded=None,
                 )
             epoch = max(row.session_epoch, base) + 1
             named = registration.last_session_epoch
@@ -195,9 +194,6 @@ class GameNodeService:
                 maintenance=Maintenance(row.maintenance),
                 state_version=row.state_version,
                 continuation=continuation,
-                superseded=Session(
-                    node_id=node_id, session_id=row.session_id, epoch=row.session_epoch
-                ),
             )
 
         return await self._db.write(record)
