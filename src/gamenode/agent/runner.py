@@ -339,8 +339,8 @@ class Runner:
         if work is None:
             return
         work.released.set()
-        steps = work.order.steps if work.order is not None else ()
-        if any(step.type is StepType.SERVICE for step in steps):
+        # Of what was cancelled before it came, only the server knows if it would have left any.
+        if work.order is None or any(s.type is StepType.SERVICE for s in work.order.steps):
             self._reporter.instances_changed()
 
     def living_instances(self) -> LivingInstances:

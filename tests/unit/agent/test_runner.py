@@ -327,6 +327,9 @@ async def test_a_cancel_before_its_execute_is_held_and_the_execute_refused(
         assert await node.ended() is Status.CANCELLED
         assert node.host.starts == []
         await node.released()
+        assert node.living == [
+            frozenset()
+        ]  # it might have been a service; its server waits to hear
         assert node.journal.held() == []
 
 
