@@ -19,9 +19,12 @@ from tests.support.world import (
     Break,
     Cancel,
     ChangeState,
+    Claim,
     Create,
     Cut,
     Data,
+    Extend,
+    Fence,
     FillAgentDisk,
     FillServerDisk,
     KillAgent,
@@ -29,6 +32,7 @@ from tests.support.world import (
     LateWord,
     Plan,
     Replay,
+    Retry,
     Silence,
     Snapshot,
     Stall,
@@ -65,7 +69,14 @@ CREATE = st.builds(
     node=st.sampled_from(["", "", "n1", "n2"]),
     timeout_s=st.sampled_from([None, None, None, 6.0]),
     twice=st.booleans(),
+    on_lost=st.sampled_from(["wait", "wait", "fail", "restart", "restart"]),
+    claims=st.sampled_from([*[()] * 3, *((claim,) for claim in Claim), tuple(Claim)]).map(
+        frozenset
+    ),
 )
+RETRY = st.builds(Retry, _PIPELINE, from_failed=st.booleans(), twice=st.booleans())
+EXTEND = st.builds(Extend, _PIPELINE, st.sampled_from([1.0, 30.0]), twice=st.booleans())
+FENCE = st.builds(Fence, _NODE)
 WAIT = st.builds(Wait, st.sampled_from([0.001, 0.02, 0.3, 1.0, 4.0, 20.0]))
 KILL_AGENT = st.builds(
     KillAgent,
@@ -73,7 +84,13 @@ KILL_AGENT = st.builds(
     in_steps=_IN_STEPS,
     down_s=st.sampled_from([0.0, 0.0, 1.0, 60.0]),
     data=st.sampled_from(
-        [Data.KEPT, Data.KEPT, Data.KEPT, Data.RESTORED, Data.RESTORED, Data.LOST, Data.REIMAGED]
+        [
+            *[Data.KEPT] * 3,
+            *[Data.RESTORED] * 2,
+            Data.LOST,
+            Data.REIMAGED,
+            *[Data.REBOOTED] * 2,
+        ]
     ),
 )
 KILL_SERVER = st.builds(
@@ -116,6 +133,9 @@ ACTS: st.SearchStrategy[Act] = st.one_of(
     KILL_SERVER,
     NETWORK,
     NETWORK,
+    RETRY,
+    EXTEND,
+    FENCE,
     STATE,
     DISKS,
     st.builds(Snapshot, _NODE),
