@@ -173,6 +173,8 @@ def test_whatever_happens_the_promises_hold(plan: Plan) -> None:
 
 
 RUN = (StepPlan(duration_s=8.0),)
+LONG_RUN = (StepPlan(duration_s=50.0),)
+ONE_PLACE = frozenset({Claim.GROUP})
 SLOW_START = (StepPlan(duration_s=8.0, start_s=2.0),)
 RESTORE = KillAgent(0, in_steps=1, down_s=0.0, data=Data.RESTORED)
 NEEDED: Mapping[str, tuple[Act, ...]] = {
@@ -214,6 +216,48 @@ NEEDED: Mapping[str, tuple[Act, ...]] = {
         Wait(7.3),
         LateWord(0, Status.FAILED, of_step=False, of_session=False),
         Wait(1.0),
+    ),
+    "an agent dies while its runtime starts a later step of what is cancelled": (
+        Create((StepPlan(duration_s=0.0), *SLOW_START), "n1"),
+        Wait(1.0),
+        Cancel(0),
+        Wait(0.3),
+        KillAgent(0, in_steps=1, down_s=1.0),
+        Wait(20.0),
+    ),
+    "a lost journal is no proof that what it knew of has ended": (
+        Create(RUN, "n1", on_lost="restart"),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=0.0, data=Data.LOST),
+        Wait(20.0),
+    ),
+    "what was ended by force holds what it has until it is gone": (
+        Create((StepPlan(duration_s=8.0, ignores_stop=True),), "n1", claims=ONE_PLACE),
+        Create(RUN, "n2", claims=ONE_PLACE),
+        Wait(1.0),
+        Cancel(0, force=True),
+        Wait(20.0),
+    ),
+    "what is given up holds what it has until its node is back": (
+        Create(LONG_RUN, "n1", on_lost="fail", claims=ONE_PLACE),
+        Create(RUN, "n2", claims=ONE_PLACE),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=40.0),
+        Wait(60.0),
+    ),
+    "a fenced host comes back with what it ran": (
+        Create(LONG_RUN, on_lost="restart", claims=ONE_PLACE),
+        Create(LONG_RUN, "n1", on_lost="wait"),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=20.0),
+        Fence(0),
+        Wait(60.0),
+    ),
+    "a host has booted since its agent began": (
+        Create(LONG_RUN, "n1", on_lost="restart"),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=0.0, data=Data.REIMAGED),
+        Wait(60.0),
     ),
 }
 """What chance seldom meets; without one guard or another each of these breaks a promise."""
