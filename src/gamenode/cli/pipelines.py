@@ -92,7 +92,7 @@ VIEW: Final = View(
         Column("CREATED_BY", field("created_by"), wide=True),
         Column("RETRY_OF", field("retry_of"), short_id, wide=True),
         Column("ON_LOST", field("on_lost"), wide=True),
-        Column("EXTENDED", field("extended_s"), _span_or_nothing, wide=True),
+        Column("EXTENDED", lambda body: body["extended_s"] or None, _span_or_nothing, wide=True),
         Column("MAY_STILL_RUN", field("may_still_run"), wide=True),
     ),
     name=lambda body: str(body["id"]),
