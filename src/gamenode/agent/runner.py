@@ -665,8 +665,15 @@ class Runner:
                     continue  # the next one has begun, and must be looked after
             else:
                 outcome = await self._try(work, step, key, limits)
-            # What a node does not allow, it does not allow the next time either.
-            last = number + 1 == step.attempts or outcome.reason is Reason.POLICY or work.abandoned
+            # What a node does not allow, it does not allow the next time either; and what was
+            # started, and nobody knows to have ended, may live beside the next one (P2).
+            unseen = outcome.started_at is not None and outcome.ended_at is None
+            last = (
+                number + 1 == step.attempts
+                or outcome.reason is Reason.POLICY
+                or unseen
+                or work.abandoned
+            )
             if outcome.status is Status.FAILED and not last:
                 if not limits.reached:
                     retrying = replace(
@@ -707,10 +714,11 @@ class Runner:
                 return await self._ended(work, key, _not_started(Reason.NODE_LOST, _ABANDONED))
             if (gone_since := work.tries[key].started_at) is not None:
                 # Somebody has removed it, and what it did is done: it must not run twice (P1).
-                outcome = replace(
-                    _not_started(Reason.OUTCOME_UNKNOWN, _GONE),
+                outcome = Outcome(
+                    status=Status.FAILED,
+                    reason=Reason.OUTCOME_UNKNOWN,
+                    message=_GONE,
                     started_at=gone_since,
-                    ended_at=self._clock.now(),
                 )
                 self._follow_log(key, outcome)
                 return await self._ended(work, key, outcome)

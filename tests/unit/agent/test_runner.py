@@ -775,7 +775,7 @@ async def test_what_somebody_removed_while_the_agent_was_away_does_not_run_twice
     tmp_path: Path,
 ) -> None:
     async with on_a_node(tmp_path) as node:
-        await node.runner.take(order(step(duration_s=50)))
+        await node.runner.take(order(step(duration_s=50, attempts=3)))
         await node.started()
         await asyncio.sleep(1.0)
         await node.crash()
@@ -787,6 +787,7 @@ async def test_what_somebody_removed_while_the_agent_was_away_does_not_run_twice
         assert len(node.host.starts) == 1
         await node.restart()  # before the server has acknowledged it
         assert await node.ended() is Status.FAILED
+        assert len(node.host.starts) == 1
         await node.released()
         (log,) = node.server.logs.values()
         assert log.endswith(b"what follows was removed from this node before it was read\n")
