@@ -11,6 +11,7 @@ import logging
 import sqlite3
 import traceback
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -60,7 +61,7 @@ from gamenode.domain.command import (
     WorkOrder,
 )
 from gamenode.domain.errors import GameNodeError
-from gamenode.domain.log import LogEnd, LogKey, LogPosition
+from gamenode.domain.log import LogEnd, LogKey, LogPosition, LogStream
 from gamenode.domain.node import Maintenance
 from gamenode.domain.pipeline import (
     NODE_ENDED,
@@ -81,6 +82,10 @@ _log = logging.getLogger(__name__)
 _ABANDONED: Final = (
     "not started: the agent's journal does not continue the node's last session (a restored or"
     " copied data folder), so it is not known whether this has run"
+)
+_GONE: Final = (
+    "it was started, and nothing of it is on this host any more: somebody has removed it, and what"
+    " it did is not known"
 )
 _RUN_STATES: Final = {
     type(None): RunState.ABSENT,
@@ -681,8 +686,15 @@ class Runner:
                     continue  # the next one has begun, and must be looked after
             else:
                 outcome = await self._try(work, step, key, limits)
-            # What a node does not allow, it does not allow the next time either.
-            last = number + 1 == step.attempts or outcome.reason is Reason.POLICY or work.abandoned
+            # What a node does not allow, it does not allow the next time either; and what was
+            # started, and nobody knows to have ended, may live beside the next one (P2).
+            unseen = outcome.started_at is not None and outcome.ended_at is None
+            last = (
+                number + 1 == step.attempts
+                or outcome.reason is Reason.POLICY
+                or unseen
+                or work.abandoned
+            )
             if outcome.status is Status.FAILED and not last:
                 if not limits.reached:
                     retrying = replace(
@@ -721,6 +733,16 @@ class Runner:
             await _first_of([work.confirmed.wait(), *limits.waits()], timeout_s=None)
             if work.abandoned and not limits.reached:
                 return await self._ended(work, key, _not_started(Reason.NODE_LOST, _ABANDONED))
+            if (gone_since := work.tries[key].started_at) is not None:
+                # Somebody has removed it, and what it did is done: it must not run twice (P1).
+                outcome = Outcome(
+                    status=Status.FAILED,
+                    reason=Reason.OUTCOME_UNKNOWN,
+                    message=_GONE,
+                    started_at=gone_since,
+                )
+                self._follow_log(key, outcome)
+                return await self._ended(work, key, outcome)
             try:
                 started = await self._start_try(work, step, key, limits)
             except StartError as error:
@@ -739,6 +761,8 @@ class Runner:
         running = Outcome(status=Status.RUNNING, started_at=started_at)
         self._follow_log(key, running, new=found is None)
         self._report(work, step, running, key.attempt)
+        if found is None:
+            await self._keep_start(work, key, started_at)
         if isinstance(found, Ended):
             return await self._ended(work, key, _outcome_of(found))
         outcome = await self._wait(step, key, limits, running)
@@ -750,6 +774,19 @@ class Runner:
         outcome = await self._ended(work, key, outcome, service=service)
         self._watch_service(service)
         return outcome
+
+    async def _keep_start(self, work: _Work, key: LogKey, started_at: Instant) -> None:
+        """Journal that a run was started; it goes on where that cannot be written now."""
+        try:
+            await self._journal.start_try(key, started_at)
+        except (sqlite3.Error, QueueFullError) as error:
+            _log.warning(
+                "the start of a step is not in the journal: %s",
+                error,
+                extra={"event": "runner.start_unkept", "pipeline_id": key.pipeline_id},
+            )
+        else:
+            work.tries[key] = replace(work.tries[key], started_at=started_at)
 
     async def _start_try(
         self, work: _Work, step: GrantedStep, key: LogKey, limits: _Limits
@@ -877,11 +914,27 @@ class Runner:
 
     def _follow_log(self, key: LogKey, outcome: Outcome, *, new: bool = False) -> None:
         def source(position: LogPosition, live: asyncio.Event) -> AsyncIterator[LogBlock]:
-            printed = self._runtime.read_log(key, position, live=live)
-            return self._secrets.log(key.pipeline_id, printed)
+            read = self._runtime.read_log if new else self._what_is_left
+            return self._secrets.log(key.pipeline_id, read(key, position, live=live))
 
         if outcome.started_at is not None:
             self._uploader.begin(key, source, new=new)
+
+    async def _what_is_left(
+        self, key: LogKey, position: LogPosition, *, live: asyncio.Event
+    ) -> AsyncIterator[LogBlock]:
+        """Yield what a run printed; where somebody has removed it meanwhile, say so."""
+        if await self._runtime.find(key) is None:
+            record = b"what follows was removed from this node before it was read\n"
+            yield LogBlock(stream=LogStream.GAMENODE, data=record, at=self._clock.now())
+            return
+        blocks = self._runtime.read_log(key, position, live=live)
+        try:
+            async for block in blocks:
+                yield block
+        finally:
+            if isinstance(blocks, AsyncGenerator):
+                await blocks.aclose()
 
     def _report(
         self,

@@ -773,6 +773,29 @@ async def test_a_restored_journal_does_not_start_again_what_has_run(tmp_path: Pa
 
 
 @virtual_time
+async def test_what_somebody_removed_while_the_agent_was_away_does_not_run_twice(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=50, attempts=3)))
+        await node.started()
+        await asyncio.sleep(1.0)
+        await node.crash()
+        node.host.forget(LogKey("p", "one", 1))
+        node.begin()
+        assert await node.ended() is Status.FAILED
+        assert node.step().reason is Reason.OUTCOME_UNKNOWN
+        assert "somebody has removed it" in node.step().message
+        assert len(node.host.starts) == 1
+        await node.restart()  # before the server has acknowledged it
+        assert await node.ended() is Status.FAILED
+        assert len(node.host.starts) == 1
+        await node.released()
+        (log,) = node.server.logs.values()
+        assert log.endswith(b"what follows was removed from this node before it was read\n")
+
+
+@virtual_time
 async def test_a_cancel_ends_what_waits_for_the_server_to_hear_of_it(tmp_path: Path) -> None:
     async with on_a_node(tmp_path) as node:
         await node.runner.take(order(step(duration_s=1), step("two")))
