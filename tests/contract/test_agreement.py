@@ -19,9 +19,12 @@ from tests.support.world import (
     Break,
     Cancel,
     ChangeState,
+    Claim,
     Create,
     Cut,
     Data,
+    Extend,
+    Fence,
     FillAgentDisk,
     FillServerDisk,
     KillAgent,
@@ -29,6 +32,7 @@ from tests.support.world import (
     LateWord,
     Plan,
     Replay,
+    Retry,
     Silence,
     Snapshot,
     Stall,
@@ -65,7 +69,14 @@ CREATE = st.builds(
     node=st.sampled_from(["", "", "n1", "n2"]),
     timeout_s=st.sampled_from([None, None, None, 6.0]),
     twice=st.booleans(),
+    on_lost=st.sampled_from(["wait", "wait", "fail", "restart", "restart"]),
+    claims=st.sampled_from([*[()] * 3, *((claim,) for claim in Claim), tuple(Claim)]).map(
+        frozenset
+    ),
 )
+RETRY = st.builds(Retry, _PIPELINE, from_failed=st.booleans(), twice=st.booleans())
+EXTEND = st.builds(Extend, _PIPELINE, st.sampled_from([1.0, 30.0]), twice=st.booleans())
+FENCE = st.builds(Fence, _NODE)
 WAIT = st.builds(Wait, st.sampled_from([0.001, 0.02, 0.3, 1.0, 4.0, 20.0]))
 KILL_AGENT = st.builds(
     KillAgent,
@@ -73,7 +84,13 @@ KILL_AGENT = st.builds(
     in_steps=_IN_STEPS,
     down_s=st.sampled_from([0.0, 0.0, 1.0, 60.0]),
     data=st.sampled_from(
-        [Data.KEPT, Data.KEPT, Data.KEPT, Data.RESTORED, Data.RESTORED, Data.LOST, Data.REIMAGED]
+        [
+            *[Data.KEPT] * 3,
+            *[Data.RESTORED] * 2,
+            Data.LOST,
+            Data.REIMAGED,
+            *[Data.REBOOTED] * 2,
+        ]
     ),
 )
 KILL_SERVER = st.builds(
@@ -116,6 +133,9 @@ ACTS: st.SearchStrategy[Act] = st.one_of(
     KILL_SERVER,
     NETWORK,
     NETWORK,
+    RETRY,
+    EXTEND,
+    FENCE,
     STATE,
     DISKS,
     st.builds(Snapshot, _NODE),
@@ -153,6 +173,8 @@ def test_whatever_happens_the_promises_hold(plan: Plan) -> None:
 
 
 RUN = (StepPlan(duration_s=8.0),)
+LONG_RUN = (StepPlan(duration_s=50.0),)
+ONE_PLACE = frozenset({Claim.GROUP})
 SLOW_START = (StepPlan(duration_s=8.0, start_s=2.0),)
 RESTORE = KillAgent(0, in_steps=1, down_s=0.0, data=Data.RESTORED)
 NEEDED: Mapping[str, tuple[Act, ...]] = {
@@ -194,6 +216,48 @@ NEEDED: Mapping[str, tuple[Act, ...]] = {
         Wait(7.3),
         LateWord(0, Status.FAILED, of_step=False, of_session=False),
         Wait(1.0),
+    ),
+    "an agent dies while its runtime starts a later step of what is cancelled": (
+        Create((StepPlan(duration_s=0.0), *SLOW_START), "n1"),
+        Wait(1.0),
+        Cancel(0),
+        Wait(0.3),
+        KillAgent(0, in_steps=1, down_s=1.0),
+        Wait(20.0),
+    ),
+    "a lost journal is no proof that what it knew of has ended": (
+        Create(RUN, "n1", on_lost="restart"),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=0.0, data=Data.LOST),
+        Wait(20.0),
+    ),
+    "what was ended by force holds what it has until it is gone": (
+        Create((StepPlan(duration_s=8.0, ignores_stop=True),), "n1", claims=ONE_PLACE),
+        Create(RUN, "n2", claims=ONE_PLACE),
+        Wait(1.0),
+        Cancel(0, force=True),
+        Wait(20.0),
+    ),
+    "what is given up holds what it has until its node is back": (
+        Create(LONG_RUN, "n1", on_lost="fail", claims=ONE_PLACE),
+        Create(RUN, "n2", claims=ONE_PLACE),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=40.0),
+        Wait(60.0),
+    ),
+    "a fenced host comes back with what it ran": (
+        Create(LONG_RUN, on_lost="restart", claims=ONE_PLACE),
+        Create(LONG_RUN, "n1", on_lost="wait"),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=20.0),
+        Fence(0),
+        Wait(60.0),
+    ),
+    "a host has booted since its agent began": (
+        Create(LONG_RUN, "n1", on_lost="restart"),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=0.0, data=Data.REIMAGED),
+        Wait(60.0),
     ),
 }
 """What chance seldom meets; without one guard or another each of these breaks a promise."""

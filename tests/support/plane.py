@@ -116,12 +116,13 @@ def registration(
     last_session_epoch: int | None = None,
     env_names: frozenset[str] = frozenset(),
     labels: Mapping[str, str] | None = None,
+    inventory: Inventory | None = None,
 ) -> Registration:
     """Return what a node says of itself; without a boot id it is a simple client."""
     return Registration(
         node_id=node_id,
         type=NodeType.PHYSICAL,
-        inventory=Inventory(),
+        inventory=inventory or Inventory(),
         last_session_epoch=last_session_epoch,
         boot_id=boot_id,
         agent_version="0.1.0" if boot_id else "",
@@ -629,19 +630,32 @@ class RecordingHost(FakeHost):
         """The end of each run, as of its removal."""
         self.wanted: list[tuple[Instant, RunKey]] = []
         """Each time that an agent asked for the start of a run."""
+        self.containers: dict[RunKey, ContainerSpec] = {}
+        """What each run was to be."""
+        self._starting_runs: set[asyncio.Task[Instant]] = set()
 
     async def start(self, run: RunKey, container: ContainerSpec, *, service: bool) -> Instant:
         """Start a run, once; an agent that dies meanwhile does not keep it from starting."""
         self.wanted.append((self.clock.now(), run))
+        self.containers[run] = container
         starting = asyncio.get_running_loop().create_task(
             super().start(run, container, service=service), context=Context()
         )
+        self._starting_runs.add(starting)
+        starting.add_done_callback(self._starting_runs.discard)
         return await asyncio.shield(starting)
+
+    def halt(self) -> None:
+        """End everything, as a boot does."""
+        for starting in self._starting_runs:
+            starting.cancel()
+        for run in self.runs():
+            self.kill(run, SIGKILL)
 
     def wipe(self) -> None:
         """End and remove everything, as a new installation of the host does."""
+        self.halt()
         for run in self.runs():
-            self.kill(run, SIGKILL)
             self.forget(run)
 
     def forget(self, run: RunKey) -> None:
@@ -675,6 +689,7 @@ class NodeAgent:
         session: SessionSettings | None = None,
         policy: Policy | None = None,
         envs: Mapping[str, str] | None = None,
+        inventory: Inventory | None = None,
     ) -> None:
         self.node_id = node_id
         self.boot_id = f"boot-of-{node_id}"
@@ -688,6 +703,7 @@ class NodeAgent:
         self._session_settings = session or SessionSettings()
         self._policy = policy or OpenPolicy()
         self._envs = envs or {}
+        self._inventory = inventory
         self.running: asyncio.Task[None] | None = None
         self.on_death: Callable[[], None] = lambda: None
         """Called when `program` was killed."""
@@ -783,4 +799,5 @@ class NodeAgent:
             boot_id=self.boot_id,
             last_session_epoch=last_session_epoch,
             env_names=frozenset(self._envs),
+            inventory=self._inventory,
         )

@@ -116,7 +116,8 @@ class Program:
             task._log_destroy_pending = False  # type: ignore[attr-defined] # asyncio's own
             coroutine = task.get_coro()
             assert coroutine is not None
-            with suppress(RuntimeError):
+            # A task group hands the GeneratorExit on in a group of its own.
+            with suppress(RuntimeError, BaseExceptionGroup):
                 coroutine.close()
         self._remains.clear()
 

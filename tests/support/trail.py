@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from tests.support.plane import SPEAKER, ControlPlane
 
-from gamenode.lib.clock import SystemClock
+from gamenode.agent.runtime import RunKey
+from gamenode.domain.command import Dispatch
+from gamenode.lib.clock import Instant, SystemClock
 from gamenode.server.db.database import Database, DatabaseSettings
 
 T = TypeVar("T")
@@ -39,6 +42,13 @@ WHEN OLD.status <> NEW.status OR OLD.attempt <> NEW.attempt OR OLD.reason <> NEW
 BEGIN INSERT INTO trail (kind, subject, was, became, was_bound, bound) VALUES (
     'step', NEW.pipeline_id || '/' || NEW.name, OLD.status, NEW.status, OLD.attempt, NEW.attempt);
 END;
+CREATE TRIGGER trail_of_grants AFTER UPDATE ON steps WHEN OLD.granted_from <> NEW.granted_from
+BEGIN INSERT INTO trail (kind, subject, was, became, was_bound, bound)
+SELECT 'grant', NEW.pipeline_id || '/' || NEW.name, OLD.granted_from, NEW.granted_from, '',
+    node_id || '/' || attempt FROM pipelines WHERE id = NEW.pipeline_id; END;
+CREATE TRIGGER trail_of_fences AFTER INSERT ON node_conditions WHEN NEW.type = 'FENCED'
+BEGIN INSERT INTO trail (kind, subject, was, became, was_bound, bound) VALUES (
+    'fence', NEW.node_id, '', NEW.since, '', ''); END;
 CREATE TRIGGER trail_of_nodes AFTER UPDATE ON nodes
 WHEN OLD.session_epoch <> NEW.session_epoch OR OLD.state_version <> NEW.state_version
     OR OLD.online <> NEW.online OR OLD.link <> NEW.link
@@ -52,14 +62,40 @@ class Change:
     """One change of a row."""
 
     kind: str
-    """`pipeline`, `step` or `node`."""
+    """`pipeline`, `step`, `grant`, `fence` or `node`."""
     subject: str
     was: str
-    """The status before; of a node, the session's id."""
+    """The status before; of a node, the session's id; of a grant, its first try."""
     became: str
+    """The same, afterwards; of a fence, the instant of it."""
     was_bound: str
-    """`node/attempt`; of a step, the attempt; of a node, the session's epoch."""
+    """`node/attempt`, of a grant too; of a step, the attempt; of a node, the session's epoch."""
     bound: str
+
+
+class Bindings:
+    """To which dispatch each try was granted, and which dispatches count as dead since when."""
+
+    def __init__(self, changes: Iterable[Change]) -> None:
+        """Know what `changes`, all of them in their order, tell."""
+        self._grants: defaultdict[str, list[tuple[int, Dispatch]]] = defaultdict(list)
+        self.fenced_at: dict[Dispatch, Instant] = {}
+        """When the host of a dispatch was said to be dead, if it was (RA1)."""
+        bound: defaultdict[str, set[Dispatch]] = defaultdict(set)
+        for change in changes:
+            if change.kind == "grant":
+                node_id, _, attempt = change.bound.rpartition("/")
+                dispatch = Dispatch(change.subject.partition("/")[0], int(attempt))
+                self._grants[change.subject].append((int(change.became), dispatch))
+                bound[node_id].add(dispatch)
+            elif change.kind == "fence":
+                for dispatch in bound.pop(change.subject, ()):
+                    self.fenced_at[dispatch] = Instant(int(change.became))
+
+    def of(self, run: RunKey) -> Dispatch:
+        """Return by which dispatch a run came to be."""
+        grants = self._grants[f"{run.pipeline_id}/{run.step}"]
+        return next(d for first, d in reversed(grants) if first <= run.attempt)
 
 
 def prepare(path: Path) -> None:

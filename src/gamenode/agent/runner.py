@@ -10,7 +10,15 @@ import asyncio
 import logging
 import sqlite3
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -56,6 +64,7 @@ from gamenode.domain.errors import GameNodeError
 from gamenode.domain.log import LogEnd, LogKey, LogPosition, LogStream
 from gamenode.domain.node import Maintenance
 from gamenode.domain.pipeline import (
+    NODE_ENDED,
     Condition,
     PipelineReport,
     Reason,
@@ -409,12 +418,15 @@ class Runner:
         return await self._end_all(Reason.AGENT_STOPPED, message)
 
     async def _end_all(self, reason: Reason, message: str) -> int:
+        """End what is held and lives now; what comes meanwhile, of a later state, goes on."""
+        works = [work for work in self._works.values() if not work.ended.is_set()]
+        services = set(self._services)
         running = sum(
             made.outcome is None for work in self._works.values() for made in work.tries.values()
         )
         for force in (False, True):
-            works = [work for work in self._works.values() if not work.ended.is_set()]
-            for work in works:
+            left = [work for work in works if not work.ended.is_set()]
+            for work in left:
                 await self.cancel(
                     CancelOrder(
                         dispatch=work.dispatch,
@@ -426,13 +438,18 @@ class Runner:
             # What is ended by force has only its stop grace left; nothing may live on return.
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if force else self._settings.clean_up_s_max):
-                    for work in works:
+                    for work in left:
                         await work.ended.wait()
-        services = list(self._services.values())
+        services.update(key for work in works for key in work.tries)
+        return running + await self._stop_services(services)
+
+    async def _stop_services(self, keys: Collection[LogKey]) -> int:
+        """End the services among these runs; return how many lived, once none does any more."""
+        living = [service for key, service in self._services.items() if key in keys]
         async with asyncio.TaskGroup() as group:
-            for service in services:
+            for service in living:
                 group.create_task(self._runtime.stop(service.key, grace_s=service.grace_s))
-        return running + len(services)
+        return len(living)
 
     async def all_released(self, timeout_s: float) -> None:
         """Wait until the server has acknowledged every end, at most `timeout_s`."""
@@ -520,6 +537,7 @@ class Runner:
             await self._journal.accept(order, first, now=now)
         except BaseException as error:
             del self._works[order.dispatch]
+            work.ended.set()
             # Refused means that it never will run here, so that another node may take it (P2).
             unwritten = isinstance(error, Exception) and (not kept or certainly_unwritten(error))
             if not unwritten:
@@ -578,12 +596,15 @@ class Runner:
         pipeline_id = work.dispatch.pipeline_id
         if work.order is not None:
             await self._insist(pipeline_id, partial(self._run_steps, work, work.order))
+        if work.cancel is not None and work.cancel.reason in NODE_ENDED:
+            # At this word another node may begin all of it anew, its services too (P2).
+            await self._insist(pipeline_id, partial(self._stop_services, work.tries))
         work.ended.set()
         self._reporter.report(work.dispatch, self._pipeline_end(work))
         await work.released.wait()
         await self._insist(pipeline_id, partial(self._forget, work))
 
-    async def _insist(self, pipeline_id: str, call: Callable[[], Awaitable[None]]) -> None:
+    async def _insist(self, pipeline_id: str, call: Callable[[], Awaitable[object]]) -> None:
         """Call until it goes well; whatever it was, the journal says how to go on."""
         while True:
             try:
