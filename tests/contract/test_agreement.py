@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.programs import collect_buried
 from tests.support.world import (
     Act,
     Break,
@@ -155,7 +156,7 @@ def _quick_collections() -> Iterator[None]:
     """Let the collections after each example look at nothing that was there before."""
     gc.freeze()
     yield
-    gc.unfreeze()
+    collect_buried()
 
 
 _SETTINGS = settings(

@@ -13,13 +13,15 @@ import gc
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 T = TypeVar("T")
+
+_COLLECTIONS_MAX: Final = 10
 
 _PROGRAM: ContextVar[Program | None] = ContextVar("program", default=None)
 
@@ -128,15 +130,31 @@ def bury(programs: Iterable[Program]) -> None:
     Only now their `finally` blocks run, where nothing is left that they could reach; what they say
     about that is of no use to anybody.
     """
+    with _unheard():
+        for program in programs:
+            program.drop_remains()
+        gc.collect()
+        gc.freeze()  # what is left is looked at no more, or each collection takes longer
+
+
+def collect_buried() -> None:
+    """Collect all that was buried, so that no later test hears of it."""
+    gc.unfreeze()
+    with _unheard():
+        # What a finaliser makes is left to the next collection.
+        for _ in range(_COLLECTIONS_MAX):
+            if not gc.collect():
+                return
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
     unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
     logging.disable()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for program in programs:
-                program.drop_remains()
-            gc.collect()
-            gc.freeze()  # what is left is looked at no more, or each collection takes longer
+            yield
     finally:
         logging.disable(logging.NOTSET)
         sys.unraisablehook = unraisable
