@@ -243,7 +243,7 @@ async def test_a_cloned_data_folder_is_refused_and_the_node_says_so_until_it_sta
         shown = await node(plane)
         assert conditions(shown) == [ConditionType.DUPLICATE_IDENTITY]
         assert "boot-2" in shown.conditions[0].reason
-        assert shown.blocked
+        assert any(condition.blocks_placement for condition in shown.conditions)
     for _ in range(5):
         clock.advance(15.0)
         assert await beat(plane, answer)

@@ -45,7 +45,7 @@ from gamenode.domain.command import (
     Welcome,
 )
 from gamenode.domain.errors import ErrorCode, GameNodeError
-from gamenode.domain.node import Maintenance
+from gamenode.domain.node import Maintenance, StateChange
 from gamenode.domain.pipeline import (
     Reason,
     Report,
@@ -137,6 +137,62 @@ async def test_a_node_in_maintenance_is_not_bound_to(plane: ControlPlane) -> Non
         "n1", Maintenance.MAINTENANCE, drain=None, by=USER, reason="a test"
     )
     assert await plane.bind(created.id) is None
+
+
+async def wanted(plane: ControlPlane, target: Maintenance, node_id: str = "n1") -> StateChange:
+    """Want a state of a node."""
+    node = await plane.nodes.change_state(node_id, target, drain=None, by=USER, reason="a test")
+    assert node.state_change is not None
+    return node.state_change
+
+
+async def test_an_enabled_node_is_bound_to_once_it_has_confirmed(plane: ControlPlane) -> None:
+    await FakeAgent.join(plane)
+    created = await plane.create(FILE)
+    await wanted(plane, Maintenance.MAINTENANCE)
+    change = await wanted(plane, Maintenance.NORMAL)
+    await plane.dispatcher.sweep()
+    found = await get(plane, created)
+    assert (found.node_id, found.attempt) == ("", 0)
+    assert found.message == "1 node: 1 in maintenance"
+    assert await plane.bind(created.id) is None
+    changed = asyncio.Event()
+    plane.nodes.on_change(changed.set)
+    await plane.nodes.states.seen(change)
+    assert changed.is_set()  # the dispatcher looks at once
+    await plane.dispatcher.sweep()
+    assert (await get(plane, created)).node_id == "n1"
+
+
+async def test_a_node_that_lost_its_state_is_told_again(plane: ControlPlane) -> None:
+    agent = await FakeAgent.join(plane, state_version=1)
+    await wanted(plane, Maintenance.MAINTENANCE)
+    change = await wanted(plane, Maintenance.NORMAL)
+    await plane.nodes.states.seen(change)
+    assert await plane.node_service.unconfirmed_changes(9) == []
+    same = await FakeAgent.join(plane, after=agent, state_version=3)
+    assert await plane.node_service.unconfirmed_changes(9) == []
+    await FakeAgent.join(plane, after=same, state_version=2)  # in maintenance, by its journal
+    owed = await plane.node_service.unconfirmed_changes(9)
+    assert [(each.version, each.target) for each in owed] == [(3, Maintenance.NORMAL)]
+    assert (await plane.nodes.get("n1")).usable_as is Maintenance.MAINTENANCE
+
+
+async def test_an_order_that_is_sent_again_has_the_state_version_of_its_node(
+    plane: ControlPlane,
+) -> None:
+    agent = await FakeAgent.join(plane)
+    await wanted(plane, Maintenance.MAINTENANCE)
+    await plane.nodes.states.seen(await wanted(plane, Maintenance.NORMAL))
+    created = await plane.create(FILE)
+    await plane.dispatcher.sweep()
+    first = (await agent.orders())[0]
+    again = await plane.service.order(Dispatch(created.id, 1))
+    assert again == first
+    assert again.state_version == 3
+    await plane.nodes.states.seen(await wanted(plane, Maintenance.MAINTENANCE))
+    refused = await plane.service.order(Dispatch(created.id, 1))
+    assert refused == replace(again, state_version=0)
 
 
 async def test_a_dispatch_grants_the_next_tries(plane: ControlPlane) -> None:
@@ -287,6 +343,40 @@ async def test_a_forced_end_is_at_once_and_its_node_still_hears_of_it(plane: Con
     assert [result.stop for result in late] == [True, False, False]
     found = await get(plane, pipeline_id)
     assert {found.status, *(one.status for one in found.steps)} == {Status.CANCELLED}
+
+
+async def test_force_reaches_a_node_that_is_still_to_answer_the_plain_cancel(
+    plane: ControlPlane,
+) -> None:
+    agent = await FakeAgent.join(plane)
+    pipeline_id = await dispatched(plane, agent)
+    await cancel(plane, pipeline_id)
+    await plane.dispatcher.sweep()
+    assert len(await agent.orders()) == 2
+    await cancel(plane, pipeline_id, force=True)
+    plain = await agent.take(orders=2)
+    await until(lambda: not plane.dispatcher._cancelling, timeout_s=5.0, every_s=0.005)
+    await plane.dispatcher.sweep()
+    forced = await agent.take(orders=3)
+    assert isinstance(plain, CancelOrder)
+    assert isinstance(forced, CancelOrder)
+    assert (plain.force, forced.force) == (False, True)
+
+
+async def test_many_cancels_at_once_do_not_wait_for_sweeps(tmp_path: Path) -> None:
+    settings = PlaneSettings(dispatch=DispatcherSettings(batch_max=3, sweep_interval_s=60.0))
+    plane = ControlPlane(tmp_path, clock=FakeClock(), settings=settings)
+    await plane.feed.start()
+    agent = await FakeAgent.join(plane)
+    count = 10
+    for pipeline_id in [await dispatched(plane, agent) for _ in range(count)]:
+        await cancel(plane, pipeline_id)
+    running = asyncio.create_task(plane.dispatcher.run())
+    plane.dispatcher.wake()
+    ends = [await agent.take(orders=count + number + 1) for number in range(count)]
+    assert len({end.dispatch for end in ends if isinstance(end, CancelOrder)}) == count
+    running.cancel()
+    await plane.stop()
 
 
 async def test_cancelling_again_changes_nothing_and_what_has_ended_is_a_conflict(

@@ -204,7 +204,7 @@ async def test_no_sequence_of_starts_and_ends_gives_out_more_than_there_is(
         if random.random() < 0.5 and running:
             ended = running.pop(random.randrange(len(running)))
             await agent.report(whole(ended, Status.FAILED))
-            await plane.service.settle_instances((), session=agent.connection.session)
+            await plane.pipelines.hear_instances(agent.connection, LivingInstances())
         for waiting in await plane.service.list(limit=100, status=Status.PENDING):
             if not waiting.node_id:
                 await cancel(plane, waiting.id)
@@ -324,6 +324,14 @@ async def test_what_a_running_dispatch_has_is_not_freed_by_what_lives(plane: Con
     await start(plane, agent, GAME)
     await plane.pipelines.hear_instances(agent.connection, LivingInstances())
     assert (await plane.service.reserved())["n1"].pipelines == 1
+
+
+async def test_what_lives_is_not_told_by_an_overtaken_stream(plane: ControlPlane) -> None:
+    before = await join(plane)
+    agent = await join(plane, after=before)
+    await game_over(agent, await start(plane, agent, GAME))
+    await plane.pipelines.hear_instances(before.connection, LivingInstances())
+    assert "n1" in await plane.service.reserved()
 
 
 # The queue

@@ -170,7 +170,7 @@ async def test_what_its_node_may_still_run_stays(fleet: Fleet) -> None:
     await fleet.retention.remove()
     assert await fleet.left() == {forced}
     now = fleet.clock.now()
-    await fleet.plane.service.acknowledge_cancel(Dispatch(forced, 1), now=now)
+    await fleet.plane.service.acknowledge_cancel(Dispatch(forced, 1), forced=True, now=now)
     await fleet.retention.remove()
     assert await fleet.left() == {forced}  # it knows, and has not said that nothing runs
     await fleet.say(PipelineReport(pipeline_id=forced, status=Status.CANCELLED, attempt=1))
@@ -184,7 +184,9 @@ async def test_what_left_a_service_running_stays(fleet: Fleet) -> None:
     fleet.clock.advance(100 * DAY_S)
     await fleet.new_retention(ended_max=1).remove()
     assert await fleet.left() == {lives}
-    await fleet.plane.service.settle_instances((), session=fleet.session)  # it has ended
+    await fleet.plane.service.settle_instances(  # it has ended
+        (), session=fleet.session, stream_number=1
+    )
     await fleet.retention.remove()
     assert await fleet.left() == set()
 

@@ -91,7 +91,7 @@ def plan(*nodes: Any, **members: Any) -> dict[str, Any]:
 
 
 def explanation(status: str = "RUNNING", *nodes: Any, **members: Any) -> dict[str, Any]:
-    message = "step fetch, try 1, runs for 3m"
+    message = "step fetch, try 1, has been running for 3m"
     return {
         "pipeline_id": PIPELINE_ID,
         "status": status,

@@ -53,6 +53,7 @@ class FakeAgent:
         after: FakeAgent | None = None,
         new_session: bool = False,
         boot_id: str = "boot-1",
+        state_version: int = 1,
     ) -> FakeAgent:
         """Register (or go on in a session) and have a statement reconciled."""
         number = after.connection.stream_number + 1 if after is not None else 1
@@ -68,7 +69,7 @@ class FakeAgent:
             node_id=node_id,
             session_id=answer.session_id,
             stream_number=number,
-            state_version=1,
+            state_version=state_version,
             maintenance=Maintenance.NORMAL,
             held=held,
             boot_id=boot_id,

@@ -71,6 +71,8 @@ class Try:
 
     key: LogKey
     outcome: Outcome | None = None
+    started_at: Instant | None = None
+    """When it was started; None: nobody knows that it was."""
     after_cancel: bool = False
     """Begun when the pipeline's cancel was known already: a clean-up that it leaves alone."""
     after_timeout: bool = False
@@ -354,6 +356,14 @@ class Journal:
         """Record that a try may be created from now on; before anything is (rule RA2)."""
         await self._worker.submit(lambda connection: _insert_try(connection, dispatch, begun))
 
+    async def start_try(self, key: LogKey, started_at: Instant) -> None:
+        """Record that a try was started, so that nobody takes one that is gone for a new one."""
+        await self._write(
+            "UPDATE tries SET started_at = ?"
+            " WHERE pipeline_id = ? AND step = ? AND attempt = ? AND run = ?",
+            (started_at, *_columns(key)),
+        )
+
     async def end_try(
         self, key: LogKey, outcome: Outcome, *, service: KeptService | None = None
     ) -> None:
@@ -443,6 +453,7 @@ class Journal:
                     if status is not None
                     else None
                 ),
+                started_at=started_at,
                 after_cancel=bool(after_cancel),
                 after_timeout=bool(after_timeout),
             )

@@ -131,6 +131,7 @@ class GrpcLink:
         self._settings = settings
         self._channel: grpc.aio.Channel | None = None
         self._session = ("", "")
+        self._registered = asyncio.Event()
 
     async def register(self, registration: Registration) -> RegistrationAnswer:
         """Register the node; later calls name the session that this opened."""
@@ -143,6 +144,8 @@ class GrpcLink:
         except grpc.aio.AioRpcError as error:
             raise _link_error(error) from error
         self._session = (registration.node_id, response.session_id)
+        if response.session_id:
+            self._registered.set()
         return codec.decode_registration_answer(response)
 
     async def open(self, statement: Statement) -> AgentStream:
@@ -170,7 +173,8 @@ class GrpcLink:
     async def append_logs(
         self, key: LogKey, offset: int, chunk: bytes, position: LogPosition
     ) -> AppendAnswer:
-        """Store one chunk of a log."""
+        """Store one chunk of a log, once there is a session to name."""
+        await self._registered.wait()
         node_id, session_id = self._session
         request = codec.encode_append(
             node_id=node_id,

@@ -10,7 +10,15 @@ import asyncio
 import logging
 import sqlite3
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -53,9 +61,10 @@ from gamenode.domain.command import (
     WorkOrder,
 )
 from gamenode.domain.errors import GameNodeError
-from gamenode.domain.log import LogEnd, LogKey, LogPosition
+from gamenode.domain.log import LogEnd, LogKey, LogPosition, LogStream
 from gamenode.domain.node import Maintenance
 from gamenode.domain.pipeline import (
+    NODE_ENDED,
     Condition,
     PipelineReport,
     Reason,
@@ -73,6 +82,10 @@ _log = logging.getLogger(__name__)
 _ABANDONED: Final = (
     "not started: the agent's journal does not continue the node's last session (a restored or"
     " copied data folder), so it is not known whether this has run"
+)
+_GONE: Final = (
+    "it was started, and nothing of it is on this host any more: somebody has removed it, and what"
+    " it did is not known"
 )
 _RUN_STATES: Final = {
     type(None): RunState.ABSENT,
@@ -331,8 +344,8 @@ class Runner:
         if work is None:
             return
         work.released.set()
-        steps = work.order.steps if work.order is not None else ()
-        if any(step.type is StepType.SERVICE for step in steps):
+        # Of what was cancelled before it came, only the server knows if it would have left any.
+        if work.order is None or any(s.type is StepType.SERVICE for s in work.order.steps):
             self._reporter.instances_changed()
 
     def living_instances(self) -> LivingInstances:
@@ -405,12 +418,15 @@ class Runner:
         return await self._end_all(Reason.AGENT_STOPPED, message)
 
     async def _end_all(self, reason: Reason, message: str) -> int:
+        """End what is held and lives now; what comes meanwhile, of a later state, goes on."""
+        works = [work for work in self._works.values() if not work.ended.is_set()]
+        services = set(self._services)
         running = sum(
             made.outcome is None for work in self._works.values() for made in work.tries.values()
         )
         for force in (False, True):
-            works = [work for work in self._works.values() if not work.ended.is_set()]
-            for work in works:
+            left = [work for work in works if not work.ended.is_set()]
+            for work in left:
                 await self.cancel(
                     CancelOrder(
                         dispatch=work.dispatch,
@@ -422,13 +438,18 @@ class Runner:
             # What is ended by force has only its stop grace left; nothing may live on return.
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if force else self._settings.clean_up_s_max):
-                    for work in works:
+                    for work in left:
                         await work.ended.wait()
-        services = list(self._services.values())
+        services.update(key for work in works for key in work.tries)
+        return running + await self._stop_services(services)
+
+    async def _stop_services(self, keys: Collection[LogKey]) -> int:
+        """End the services among these runs; return how many lived, once none does any more."""
+        living = [service for key, service in self._services.items() if key in keys]
         async with asyncio.TaskGroup() as group:
-            for service in services:
+            for service in living:
                 group.create_task(self._runtime.stop(service.key, grace_s=service.grace_s))
-        return running + len(services)
+        return len(living)
 
     async def all_released(self, timeout_s: float) -> None:
         """Wait until the server has acknowledged every end, at most `timeout_s`."""
@@ -516,6 +537,7 @@ class Runner:
             await self._journal.accept(order, first, now=now)
         except BaseException as error:
             del self._works[order.dispatch]
+            work.ended.set()
             # Refused means that it never will run here, so that another node may take it (P2).
             unwritten = isinstance(error, Exception) and (not kept or certainly_unwritten(error))
             if not unwritten:
@@ -574,12 +596,15 @@ class Runner:
         pipeline_id = work.dispatch.pipeline_id
         if work.order is not None:
             await self._insist(pipeline_id, partial(self._run_steps, work, work.order))
+        if work.cancel is not None and work.cancel.reason in NODE_ENDED:
+            # At this word another node may begin all of it anew, its services too (P2).
+            await self._insist(pipeline_id, partial(self._stop_services, work.tries))
         work.ended.set()
         self._reporter.report(work.dispatch, self._pipeline_end(work))
         await work.released.wait()
         await self._insist(pipeline_id, partial(self._forget, work))
 
-    async def _insist(self, pipeline_id: str, call: Callable[[], Awaitable[None]]) -> None:
+    async def _insist(self, pipeline_id: str, call: Callable[[], Awaitable[object]]) -> None:
         """Call until it goes well; whatever it was, the journal says how to go on."""
         while True:
             try:
@@ -661,8 +686,15 @@ class Runner:
                     continue  # the next one has begun, and must be looked after
             else:
                 outcome = await self._try(work, step, key, limits)
-            # What a node does not allow, it does not allow the next time either.
-            last = number + 1 == step.attempts or outcome.reason is Reason.POLICY or work.abandoned
+            # What a node does not allow, it does not allow the next time either; and what was
+            # started, and nobody knows to have ended, may live beside the next one (P2).
+            unseen = outcome.started_at is not None and outcome.ended_at is None
+            last = (
+                number + 1 == step.attempts
+                or outcome.reason is Reason.POLICY
+                or unseen
+                or work.abandoned
+            )
             if outcome.status is Status.FAILED and not last:
                 if not limits.reached:
                     retrying = replace(
@@ -701,6 +733,16 @@ class Runner:
             await _first_of([work.confirmed.wait(), *limits.waits()], timeout_s=None)
             if work.abandoned and not limits.reached:
                 return await self._ended(work, key, _not_started(Reason.NODE_LOST, _ABANDONED))
+            if (gone_since := work.tries[key].started_at) is not None:
+                # Somebody has removed it, and what it did is done: it must not run twice (P1).
+                outcome = Outcome(
+                    status=Status.FAILED,
+                    reason=Reason.OUTCOME_UNKNOWN,
+                    message=_GONE,
+                    started_at=gone_since,
+                )
+                self._follow_log(key, outcome)
+                return await self._ended(work, key, outcome)
             try:
                 started = await self._start_try(work, step, key, limits)
             except StartError as error:
@@ -719,6 +761,8 @@ class Runner:
         running = Outcome(status=Status.RUNNING, started_at=started_at)
         self._follow_log(key, running, new=found is None)
         self._report(work, step, running, key.attempt)
+        if found is None:
+            await self._keep_start(work, key, started_at)
         if isinstance(found, Ended):
             return await self._ended(work, key, _outcome_of(found))
         outcome = await self._wait(step, key, limits, running)
@@ -730,6 +774,19 @@ class Runner:
         outcome = await self._ended(work, key, outcome, service=service)
         self._watch_service(service)
         return outcome
+
+    async def _keep_start(self, work: _Work, key: LogKey, started_at: Instant) -> None:
+        """Journal that a run was started; it goes on where that cannot be written now."""
+        try:
+            await self._journal.start_try(key, started_at)
+        except (sqlite3.Error, QueueFullError) as error:
+            _log.warning(
+                "the start of a step is not in the journal: %s",
+                error,
+                extra={"event": "runner.start_unkept", "pipeline_id": key.pipeline_id},
+            )
+        else:
+            work.tries[key] = replace(work.tries[key], started_at=started_at)
 
     async def _start_try(
         self, work: _Work, step: GrantedStep, key: LogKey, limits: _Limits
@@ -857,11 +914,27 @@ class Runner:
 
     def _follow_log(self, key: LogKey, outcome: Outcome, *, new: bool = False) -> None:
         def source(position: LogPosition, live: asyncio.Event) -> AsyncIterator[LogBlock]:
-            printed = self._runtime.read_log(key, position, live=live)
-            return self._secrets.log(key.pipeline_id, printed)
+            read = self._runtime.read_log if new else self._what_is_left
+            return self._secrets.log(key.pipeline_id, read(key, position, live=live))
 
         if outcome.started_at is not None:
             self._uploader.begin(key, source, new=new)
+
+    async def _what_is_left(
+        self, key: LogKey, position: LogPosition, *, live: asyncio.Event
+    ) -> AsyncIterator[LogBlock]:
+        """Yield what a run printed; where somebody has removed it meanwhile, say so."""
+        if await self._runtime.find(key) is None:
+            record = b"what follows was removed from this node before it was read\n"
+            yield LogBlock(stream=LogStream.GAMENODE, data=record, at=self._clock.now())
+            return
+        blocks = self._runtime.read_log(key, position, live=live)
+        try:
+            async for block in blocks:
+                yield block
+        finally:
+            if isinstance(blocks, AsyncGenerator):
+                await blocks.aclose()
 
     def _report(
         self,

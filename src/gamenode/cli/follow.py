@@ -290,8 +290,16 @@ class PipelineFollower:
         return write
 
     def _say_waiting(self, pipeline: Body) -> None:
-        if pipeline.get("waiting"):
+        waiting = pipeline.get("waiting")
+        if not waiting:
+            return
+        if any(reason["passes"] for reason in waiting):
             self._say(f"waiting: {pipeline['message']}")
+        else:
+            self._say(
+                f"waiting, though it can never fit as things are: {pipeline['message']}"
+                f" (gamenode pipelines explain {pipeline['id']} says what to do)"
+            )
 
     def _say_pull(self, place: str, step: Body) -> None:
         """Say how far an image has come: at once, then now and then."""

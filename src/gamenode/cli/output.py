@@ -64,7 +64,7 @@ class Part:
     """Dots lead into objects."""
     columns: tuple[Column, ...]
     empty: str = ""
-    """What stands there where it holds no rows; without it, the headings alone."""
+    """What stands there where it holds no rows; without it, nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +245,10 @@ class Output:
         if not self.look.columns:
             for part in view.parts:
                 rows: Sequence[Body] = field(part.field)(body)
-                below = f"{part.empty}\n" if part.empty and not rows else ""
-                lines += ["\n", below or self._table(rows, part.columns)]
+                if rows:
+                    lines += ["\n", self._table(rows, part.columns)]
+                elif part.empty:
+                    lines += ["\n", f"{part.empty}\n"]
         return "".join(lines)
 
     def _csv(self, items: Iterable[Body], view: View) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import click
@@ -92,12 +93,19 @@ VIEW: Final = View(
         Column("CREATED_BY", field("created_by"), wide=True),
         Column("RETRY_OF", field("retry_of"), short_id, wide=True),
         Column("ON_LOST", field("on_lost"), wide=True),
-        Column("EXTENDED", field("extended_s"), _span_or_nothing, wide=True),
+        Column("EXTENDED", lambda body: body["extended_s"] or None, _span_or_nothing, wide=True),
         Column("MAY_STILL_RUN", field("may_still_run"), wide=True),
     ),
     name=lambda body: str(body["id"]),
     parts=(_STEPS,),
 )
+_EXTENDED: Final = replace(
+    VIEW,
+    columns=tuple(
+        replace(column, wide=column.wide and column.name != "EXTENDED") for column in VIEW.columns
+    ),
+)
+"""Of one that was extended: by how much, in all."""
 _FILE: Final = View(
     columns=(
         Column("NAME", field("name")),
@@ -275,7 +283,7 @@ def extend(invocation: Invocation, *, pipeline: str, by: float, key: str | None)
         {"by_s": by},
         headers={"Idempotency-Key": key or UuidV7(invocation.clock).new()},
     )
-    invocation.output.item(found, VIEW, brief=True)
+    invocation.output.item(found, _EXTENDED, brief=True)
 
 
 @pipelines.command(

@@ -40,6 +40,8 @@ _REASONS: Final = Part(
         Column("FOR_EXAMPLE", lambda body: ", ".join(body["nodes"])),
     ),
 )
+_WORDS: Final = Part("reasons", (_REASONS.columns[0], _REASONS.columns[2]))
+"""The same, where no reason is about many nodes."""
 _COUNTS: Final = (
     Column("NODES", field("nodes_total")),
     Column("FIT_NOW", field("nodes_fitting")),
@@ -67,7 +69,7 @@ _EXPLANATION: Final = View(
         Column("NEXT_STEP", field("next_step")),
     ),
     name=lambda body: str(body["pipeline_id"]),
-    parts=(_REASONS,),
+    parts=(_WORDS,),
 )
 _WAITS_FOR_A_NODE: Final = replace(
     _EXPLANATION, columns=(*_EXPLANATION.columns, *_COUNTS), parts=(_REASONS, _NODES)
@@ -118,5 +120,5 @@ def explain(invocation: Invocation, *, pipeline: str, limit: int) -> None:
     if output.format.for_people and found["status"] == Status.FAILED:
         for step in client.get(f"/pipelines/{whole_id}")["steps"]:
             if step["status"] == Status.FAILED and step["attempt"]:
-                output.tell(f"the last lines of step {step['name']}:")
-                tell_tail(invocation, whole_id, step)
+                heading = f"the last lines of step {step['name']}:"
+                tell_tail(invocation, whole_id, step, heading=heading)

@@ -14,10 +14,17 @@ from gamenode.domain.errors import ErrorCode, GameNodeError
 _TAIL_S: Final = 10.0
 
 
-def tell_tail(invocation: Invocation, pipeline_id: str, step: Body) -> None:
-    """Write the last lines that a step printed to standard error, if there are any."""
+def tell_tail(invocation: Invocation, pipeline_id: str, step: Body, *, heading: str = "") -> None:
+    """Write the last lines that a step printed to standard error, below `heading`, if any."""
     output = invocation.output
     transcript = Transcript(output, Style(), to_stderr=True)
+    unsaid = [heading] if heading else []
+
+    def write(lines: bytes, offset: int) -> None:
+        while unsaid:
+            output.tell(unsaid.pop())
+        transcript.write(lines, offset)
+
     try:
         log_source(
             invocation.client,
@@ -27,7 +34,7 @@ def tell_tail(invocation: Invocation, pipeline_id: str, step: Body) -> None:
             begin={"tail": invocation.settings.tail_lines},
             patience=invocation.patience(),
             settings=invocation.settings,
-        ).read(transcript.write, follow=False, deadline=Deadline(invocation.clock, _TAIL_S))
+        ).read(write, follow=False, deadline=Deadline(invocation.clock, _TAIL_S))
     except (ApiError, GameNodeError) as error:
         # The pipeline's end is the news; that its last lines could not be had is a remark to it.
         if not (isinstance(error, ApiError) and error.code == ErrorCode.LOG_NOT_FOUND):

@@ -48,7 +48,7 @@ def demand_of(
                 case ports:
                     named |= set(ports)
     if placement.gpu is not None:
-        keys.add("devices_reserved")
+        keys.add("placement.gpu")
     return Demand(
         node_id=placement.node,
         selector=parse_selector(placement.selector),

@@ -124,7 +124,7 @@ def survey(decision: Decision, demand: Demand) -> Survey:
                 message=f"{entry.nodes_total} {_noun(entry.nodes_total)} {entry.text}"
                 if entry.nodes_total
                 else entry.text,
-                nodes=entry.nodes,
+                nodes=tuple(sorted(entry.nodes)),
                 nodes_total=entry.nodes_total,
             )
             for entry in decision.against(named_max=NAMED_MAX)
@@ -303,7 +303,7 @@ def _unreachable(pipeline: Pipeline, node: Node | None, now: Instant) -> Because
     else:
         cause = f" ({node.link_cause})" if node.link_cause else ""
         since = f" for {_ago(node.link_since, now)}" if node.link_since is not None else ""
-        message = f"node {node.id} is unreachable{since}{cause}"
+        message = f"node {node.id} has been unreachable{since}{cause}"
     return Because(
         reason=Cause.UNREACHABLE,
         message=f"{message}: {_LOST[pipeline.on_lost]}",
@@ -332,7 +332,8 @@ def _progress(standing: Standing, now: Instant) -> Iterator[Because]:
         else:
             since = f" for {_ago(step.started_at, now)}" if step.started_at is not None else ""
             yield Because(
-                reason=Cause.RUNNING, message=f"step {step.name}, {_try(step)}, runs{since}"
+                reason=Cause.RUNNING,
+                message=f"step {step.name}, {_try(step)}, has been running{since}",
             )
     if running:
         return
@@ -394,6 +395,18 @@ REMEDY: Final[Mapping[Reason, str]] = {
     Reason.REFUSED: "gamenode nodes show {node} may say more",
 }
 """What to do about it, before it is run again; nothing about what somebody decided."""
+
+_ABOUT_THE_NODE: Final = frozenset(
+    {
+        Reason.UNSUPPORTED,
+        Reason.POLICY,
+        Reason.REFUSED,
+        Reason.NODE_LOST,
+        Reason.NODE_DISABLED,
+        Reason.DRAINED,
+    }
+)
+"""Ends that another node may not have brought about; a retry from there stays on the same one."""
 
 
 def how(step: Step) -> str:
@@ -462,7 +475,11 @@ def _remedy(pipeline: Pipeline, node: Node | None) -> str:
     where = f"{pipeline.id}/{failed.name}" if failed is not None else pipeline.id
     node_id = node.id if node is not None else pipeline.node_id or "NODE"
     remedy = REMEDY.get(reason, "").format(pipeline=pipeline.id, where=where, node=node_id)
-    again = f"gamenode pipelines retry {pipeline.id} --from-failed runs it again from there"
+    again = f"gamenode pipelines retry {pipeline.id} runs it again"
+    if reason not in _ABOUT_THE_NODE and any(
+        step.status is Status.COMPLETED for step in pipeline.steps
+    ):
+        again = f"gamenode pipelines retry {pipeline.id} --from-failed runs it again from there"
     return f"{remedy}; {again}" if remedy else again
 
 

@@ -49,6 +49,16 @@ def sources_of(target: Maintenance) -> frozenset[Maintenance]:
     return frozenset(s for s, targets in MAINTENANCE_TRANSITIONS.items() if target in targets)
 
 
+def usable_as(wanted: Maintenance, *, confirmed: bool) -> Maintenance:
+    """Return what a node can be used for now: work only once it has said that it takes some again.
+
+    Until its agent has heard that it is enabled, it refuses (rule RM1).
+    """
+    if wanted is Maintenance.NORMAL and not confirmed:
+        return Maintenance.MAINTENANCE
+    return wanted
+
+
 class DrainThen(StrEnum):
     """What happens to what still runs when a drain's deadline has passed (E7)."""
 
@@ -219,8 +229,6 @@ class RegistrationOutcome:
     state_version: int
     continuation: bool
     """Whether the session named in the registration goes on (rule RL3)."""
-    superseded: Session | None
-    """The session that this one replaces, which must be told so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,9 +311,11 @@ class Node:
     """How far the node's clock is ahead of the server's."""
 
     @property
-    def blocked(self) -> bool:
-        """Whether a condition keeps new work away."""
-        return any(condition.blocks_placement for condition in self.conditions)
+    def usable_as(self) -> Maintenance:
+        """What it can be used for now."""
+        change = self.state_change
+        confirmed = change is None or change.confirmed_at is not None
+        return usable_as(self.maintenance, confirmed=confirmed)
 
     @property
     def simple(self) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from gamenode.domain.container import HONOURED, HostPort, PortRange
+from gamenode.domain.container import FILE_KEYS, HONOURED, HostPort, PortRange
 from gamenode.domain.inventory import Inventory
 from gamenode.domain.node import ConditionType, Maintenance, Offer
 from gamenode.domain.pipeline import GpuDemand, Group, Waiting
@@ -510,7 +510,8 @@ def _unsupported(keys: frozenset[str], runtimes: frozenset[str]) -> list[str]:
     """Return what no runtime of a node honours; one is as good as any, since a node has one."""
     if not keys or any(runtime not in HONOURED for runtime in runtimes) or not runtimes:
         return []
-    return sorted(keys.difference(*(HONOURED[runtime] for runtime in runtimes)))
+    missing = keys.difference(*(HONOURED[runtime] for runtime in runtimes))
+    return sorted(FILE_KEYS.get(key, key) for key in missing)
 
 
 def _large_enough(demand: GpuDemand, node: Candidate) -> list[GpuCapacity]:

@@ -10,9 +10,11 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from tests.support.machines import registration
 
 from gamenode.agent.link import GrpcLink, LinkError, LinkSettings
 from gamenode.domain.command import Statement, Welcome
+from gamenode.domain.log import LogKey, LogPosition
 from gamenode.domain.node import Heartbeat, Maintenance
 from gamenode.wire.gen.gamenode.v1 import gamenode_pb2 as pb
 
@@ -34,6 +36,15 @@ async def connect(messages: AsyncIterator[pb.AgentMessage], context: Any) -> Non
     await asyncio.Event().wait()
 
 
+async def register(_request: pb.RegisterRequest, _context: Any) -> pb.RegisterResponse:
+    return pb.RegisterResponse(accepted=True, session_id="s7", heartbeat_interval_s=15)
+
+
+async def append(request: pb.AppendLogsRequest, _context: Any) -> pb.AppendLogsResponse:
+    assert (request.node_id, request.session_id) == ("n1", "s7")
+    return pb.AppendLogsResponse(next_offset=len(request.chunk))
+
+
 @pytest_asyncio.fixture
 async def link() -> AsyncIterator[GrpcLink]:
     server = grpc.aio.server()
@@ -44,7 +55,24 @@ async def link() -> AsyncIterator[GrpcLink]:
     )
     service = pb.DESCRIPTOR.services_by_name["GameNodeService"].full_name
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(service, {"Connect": handler}),)
+        (
+            grpc.method_handlers_generic_handler(
+                service,
+                {
+                    "Connect": handler,
+                    "Register": grpc.unary_unary_rpc_method_handler(
+                        register,
+                        request_deserializer=pb.RegisterRequest.FromString,
+                        response_serializer=pb.RegisterResponse.SerializeToString,
+                    ),
+                    "AppendLogs": grpc.unary_unary_rpc_method_handler(
+                        append,
+                        request_deserializer=pb.AppendLogsRequest.FromString,
+                        response_serializer=pb.AppendLogsResponse.SerializeToString,
+                    ),
+                },
+            ),
+        )
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -76,6 +104,12 @@ async def test_a_server_that_does_not_read_breaks_the_stream_on_both_ends(link: 
             await stream.heartbeat(beat)
     with pytest.raises(LinkError):
         await reading
+
+
+async def test_a_log_waits_for_a_session_to_name(link: GrpcLink) -> None:
+    sending = asyncio.ensure_future(link.append_logs(LogKey("p", "one", 1), 0, b"x", LogPosition()))
+    await link.register(registration("n1"))
+    assert (await sending).next_offset == 1
 
 
 async def test_an_agent_that_is_cancelled_is_cancelled(link: GrpcLink) -> None:

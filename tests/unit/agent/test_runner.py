@@ -46,6 +46,7 @@ from gamenode.lib.clock import Instant
 from gamenode.lib.groups import QueueFullError
 
 DISPATCH = Dispatch("p", 1)
+LATER = Dispatch("later", 1)
 STOP_GRACE_S = 2.0
 
 
@@ -188,8 +189,9 @@ class Node:
         self.living.append(self.runner.living_instances().ids)
 
     def report(self, dispatch: Dispatch, report: Report) -> None:
-        assert dispatch == DISPATCH
-        self.reports.append(report)
+        assert dispatch in {DISPATCH, LATER}
+        if dispatch == DISPATCH:
+            self.reports.append(report)
 
     async def crash(self) -> None:
         await self.runner.close()
@@ -325,6 +327,9 @@ async def test_a_cancel_before_its_execute_is_held_and_the_execute_refused(
         assert await node.ended() is Status.CANCELLED
         assert node.host.starts == []
         await node.released()
+        assert node.living == [
+            frozenset()
+        ]  # it might have been a service; its server waits to hear
         assert node.journal.held() == []
 
 
@@ -768,6 +773,29 @@ async def test_a_restored_journal_does_not_start_again_what_has_run(tmp_path: Pa
 
 
 @virtual_time
+async def test_what_somebody_removed_while_the_agent_was_away_does_not_run_twice(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(order(step(duration_s=50, attempts=3)))
+        await node.started()
+        await asyncio.sleep(1.0)
+        await node.crash()
+        node.host.forget(LogKey("p", "one", 1))
+        node.begin()
+        assert await node.ended() is Status.FAILED
+        assert node.step().reason is Reason.OUTCOME_UNKNOWN
+        assert "somebody has removed it" in node.step().message
+        assert len(node.host.starts) == 1
+        await node.restart()  # before the server has acknowledged it
+        assert await node.ended() is Status.FAILED
+        assert len(node.host.starts) == 1
+        await node.released()
+        (log,) = node.server.logs.values()
+        assert log.endswith(b"what follows was removed from this node before it was read\n")
+
+
+@virtual_time
 async def test_a_cancel_ends_what_waits_for_the_server_to_hear_of_it(tmp_path: Path) -> None:
     async with on_a_node(tmp_path) as node:
         await node.runner.take(order(step(duration_s=1), step("two")))
@@ -1194,3 +1222,39 @@ async def test_disabled_is_confirmed_when_nothing_lives(tmp_path: Path) -> None:
         assert answer.confirmation is not None
         assert answer.confirmation.remaining == ()
         assert all(node.host.end(run) for run in node.host.runs())
+
+
+@virtual_time
+async def test_what_comes_once_a_node_is_enabled_again_is_not_ended_with_the_rest(
+    tmp_path: Path,
+) -> None:
+    async with on_a_node(tmp_path) as node:
+        tidy = step("tidy", condition=Condition.ALWAYS, duration_s=600)
+        await node.runner.take(order(step(duration_s=600), tidy))
+        await node.started()
+        disabling = asyncio.create_task(node.runner.take(state(Maintenance.DISABLED, 2)))
+        await node.started(2)  # its clean-up, which has its time
+        await node.runner.take(state(Maintenance.NORMAL, 3))
+        later = replace(
+            order(step("game", service=True), step("two", duration_s=600)),
+            dispatch=LATER,
+            state_version=3,
+        )
+        assert (await node.runner.take(later)).outcome is OrderOutcome.ACCEPTED
+        await node.started(4)
+        assert (await disabling).confirmation is not None
+        assert await node.ended() is Status.CANCELLED
+        assert {key.step for key in node.host.runs() if not node.host.end(key)} == {"game", "two"}
+
+
+@virtual_time
+async def test_what_its_node_ends_has_no_service_left_when_it_says_so(tmp_path: Path) -> None:
+    async with on_a_node(tmp_path) as node:
+        await node.runner.take(
+            order(step("game", service=True, ignore_stop=1), step("two", duration_s=600))
+        )
+        await node.started(2)
+        disabling = asyncio.create_task(node.runner.take(state(Maintenance.DISABLED, 2)))
+        assert await node.ended() is Status.CANCELLED
+        assert all(node.host.end(run) for run in node.host.runs())
+        await disabling

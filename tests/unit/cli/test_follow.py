@@ -104,7 +104,12 @@ def test_run_writes_each_step_s_log_in_order_and_exits_0_when_completed(
 def test_run_follows_a_step_from_its_start_to_the_pipeline_s_end(server: Server, file: str) -> None:
     states: Iterator[Callable[[], None]] = iter(
         [
-            lambda: server.end("PENDING", step(), message="no node", waiting=[{"reason": "X"}]),
+            lambda: server.end(
+                "PENDING", step(), message="no node", waiting=[{"reason": "X", "passes": True}]
+            ),
+            lambda: server.end(
+                "PENDING", step(), message="no gpu", waiting=[{"reason": "X", "passes": False}]
+            ),
             lambda: server.end("RUNNING", step(status="RUNNING")),
             lambda: server.logs.update({("fetch", "1"): framed(b"a\n")}),
             lambda: server.logs.update({("fetch", "1"): framed(b"a\n") + framed(b"b\n")}),
@@ -116,6 +121,8 @@ def test_run_follows_a_step_from_its_start_to_the_pipeline_s_end(server: Server,
     result = Program(server.api.url)("run", file)
     assert (result.exit_code, result.stdout) == (0, b"a\nb\n")
     assert "waiting: no node" in result.stderr
+    assert "waiting, though it can never fit as things are: no gpu" in result.stderr
+    assert f"gamenode pipelines explain {PIPELINE_ID} says what to do" in result.stderr
 
 
 def test_run_says_that_an_image_is_on_its_way_and_not_at_every_step_of_it(

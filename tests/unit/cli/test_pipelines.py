@@ -79,3 +79,14 @@ def test_a_wanted_end_is_shown_with_its_reason(api: FakeApi) -> None:
     shown = _details(Program(api.url)("pipelines", "show", PIPELINE_ID).text)
     assert shown["CANCEL_REASON"] == "wrong image"
     assert "CANCEL_REQUESTED" in shown
+
+
+def test_an_extension_says_how_long_it_is_in_all(api: FakeApi) -> None:
+    extended = pipeline("RUNNING") | {"extended_s": 7200.0}
+    api.on("POST", f"/pipelines/{PIPELINE_ID}:extend", Reply(extended))
+    api.on("GET", f"/pipelines/{PIPELINE_ID}", Reply(extended))
+    result = Program(api.url)("pipelines", "extend", PIPELINE_ID, "1h")
+    heading, row = (line.split() for line in result.text.splitlines())
+    assert (heading[-1], row[-1]) == ("EXTENDED", "2h")
+    api.on("GET", f"/pipelines/{PIPELINE_ID}", Reply(pipeline("RUNNING")))
+    assert "EXTENDED" not in Program(api.url)("pipelines", "show", PIPELINE_ID).text

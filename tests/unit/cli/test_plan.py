@@ -104,6 +104,12 @@ def test_an_explanation_of_what_runs_shows_no_nodes(api: FakeApi) -> None:
     api.on("GET", f"/pipelines/{PIPELINE_ID}/explain", Reply(explanation()))
     result = Program(api.url)("pipelines", "explain", PIPELINE_ID)
     assert "WHY_NOT" not in result.text
+    assert "FOR_EXAMPLE" not in result.text
+
+
+def test_an_explanation_without_reasons_has_no_empty_table(api: FakeApi) -> None:
+    api.on("GET", f"/pipelines/{PIPELINE_ID}/explain", Reply(explanation() | {"reasons": []}))
+    assert "REASON" not in Program(api.url)("pipelines", "explain", PIPELINE_ID).text
 
 
 def test_why_one_failed_comes_with_its_last_lines(api: FakeApi) -> None:
@@ -114,5 +120,7 @@ def test_why_one_failed_comes_with_its_last_lines(api: FakeApi) -> None:
     api.on("GET", ".*/steps/game/logs", Reply(line, headers={"log-offset": "0"}))
     shown = Program(api.url)("pipelines", "explain", PIPELINE_ID)
     assert shown.stderr == "the last lines of step game:\nno such map\n"
+    api.on("GET", ".*/steps/game/logs", Reply(b"", headers={"log-offset": "0"}))
+    assert Program(api.url)("pipelines", "explain", PIPELINE_ID).stderr == ""
     for_programs = Program(api.url)("pipelines", "explain", PIPELINE_ID, "-o", "json")
     assert for_programs.stderr == ""

@@ -105,7 +105,7 @@ def test_a_demand_gathers_what_all_steps_ask_for() -> None:
     )
     assert demand.ports == (HostPort(7777, "udp"),)
     assert demand.dynamic_ports == ("tcp", "udp")
-    assert demand.keys == {"privileged", "devices_reserved"}
+    assert demand.keys == {"privileged", "placement.gpu"}
     assert (demand.cpu_millis, demand.memory_bytes, demand.gpu) == (1, 5, GpuDemand(slots=2))
     assert demand.group == Group(name="g", limit=1)
 

@@ -353,7 +353,7 @@ def test_one_that_was_sent_and_not_taken() -> None:
 
 def test_one_that_runs() -> None:
     found = explained(RUNNING)
-    assert found.summary == "step greet, try 1, runs for 3m"
+    assert found.summary == "step greet, try 1, has been running for 3m"
     assert found.next_step == f"gamenode logs -f {P} follows it"
 
 
@@ -396,7 +396,7 @@ def test_one_whose_end_is_wanted() -> None:
 def test_one_whose_node_is_away() -> None:
     found = explained(RUNNING, node=AWAY)
     assert found.reasons[0].message == (
-        "node fra-07 is unreachable for 4m (no heartbeat for 45.2 s):"
+        "node fra-07 has been unreachable for 4m (no heartbeat for 45.2 s):"
         " it waits for its node, and what runs there goes on"
     )
     assert causes(found) == [Cause.UNREACHABLE, Cause.RUNNING]
@@ -431,7 +431,7 @@ def test_one_that_ended_without_its_node_s_word_may_still_run() -> None:
 def test_a_try_is_one_of_those_that_were_granted() -> None:
     second = replace(RUNNING.steps[0], attempt=2, granted_to=4)
     found = explained(replace(RUNNING, steps=(second,)))
-    assert found.summary == "step greet, try 2 of 4, runs for 3m"
+    assert found.summary == "step greet, try 2 of 4, has been running for 3m"
 
 
 def test_one_whose_end_is_wanted_while_its_node_is_away() -> None:
@@ -489,9 +489,22 @@ def test_the_words_for_each_end_of_a_step(reason: Reason) -> None:
     found = explained(failed)
     assert found.summary == f"FAILED: step greet failed at try 1: {words}"
     assert causes(found) == [reason or Status.FAILED]
-    again = f"gamenode pipelines retry {P} --from-failed runs it again from there"
+    again = f"gamenode pipelines retry {P} runs it again"
     remedy = REMEDY.get(reason, "").format(pipeline=P, where=f"{P}/greet", node="fra-07")
     assert found.next_step == (f"{remedy}; {again}" if remedy else again)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [(Reason.EXIT_CODE, True), (Reason.POLICY, False), (Reason.NODE_LOST, False)],
+)
+def test_a_retry_keeps_what_went_well_only_where_the_same_node_will_do(
+    reason: Reason, *, kept: bool
+) -> None:
+    failed = with_step(pipeline(Status.FAILED, reason=reason), status=Status.FAILED, reason=reason)
+    first = replace(failed.steps[0], name="first", status=Status.COMPLETED, reason=Reason.NONE)
+    found = explained(replace(failed, steps=(first, *failed.steps)))
+    assert ("--from-failed" in found.next_step) is kept
 
 
 def test_every_reason_has_words() -> None:

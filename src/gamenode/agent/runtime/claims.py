@@ -33,6 +33,8 @@ from gamenode.lib.clock import Instant
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 _NAME_MAX: Final = 100
+_NAME: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([0-9]+)\.([0-9]+)", re.ASCII)
+"""The name of a run's folder."""
 _HIDDEN: Final = "."
 """Folders that are being made or removed begin with it; no run's name does."""
 
@@ -233,12 +235,9 @@ class Claims:
 
     def runs(self) -> list[RunKey]:
         """Return every run that is claimed."""
-        found = []
-        for name in os.listdir(self._root):  # noqa: PTH208 - names are all it takes
-            if not name.startswith(_HIDDEN):
-                pipeline_id, step, attempt, run = name.split(".")
-                found.append(RunKey(pipeline_id, step, int(attempt), int(run)))
-        return found
+        # What somebody else has put there is none of ours.
+        matches = map(_NAME.fullmatch, os.listdir(self._root))  # noqa: PTH208 - names are all it takes
+        return [RunKey(m[1], m[2], int(m[3]), int(m[4])) for m in matches if m]
 
     def remove(self, run: RunKey) -> None:
         """Remove the folder of `run`, whole or not at all. Safe to repeat."""

@@ -101,7 +101,7 @@ class QueryReader(Generic[T]):
         except msgspec.ValidationError as error:
             violation = self._known.explain(error)
             # Whatever a query holds is text; that it was text is no news.
-            reason = violation.reason.removesuffix(", got str")
+            reason = violation.reason.removesuffix(", not a string")
             raise invalid(violation.field, reason, advice=violation.advice) from error
 
     def _add(self, values: dict[str, str | list[str]], name: str, value: str) -> None:
@@ -168,6 +168,8 @@ class BodyReader(Generic[T]):
         raise invalid("content-type", f"must be {wanted}", advice="set the header Content-Type")
 
     def _read_json(self, body: bytes) -> T:
+        if not body:
+            raise invalid("body", "is missing", advice="send a JSON object")
         try:
             return self._decode(body)
         except msgspec.ValidationError as error:
@@ -231,13 +233,52 @@ class _Known:
             advice = f"one of {', '.join(self._values.get(path.partition('[')[0], ()))}"
         if "matching regex" in message:
             message = "must not have a NUL character in it"
-        reason = (message[:1].lower() + message[1:]).replace("`", "")
+        reason = _expectation(message) or (message[:1].lower() + message[1:]).replace("`", "")
         return Violation(field=path or "body", reason=reason, advice=advice)
 
 
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_TYPES: Final = MappingProxyType(
+    {
+        "str": "a string",
+        "int": "an integer",
+        "float": "a number",
+        "bool": "true or false",
+        "null": "null",
+        "object": "an object",
+        "array": "an array",
+    }
+)
+_EXPECTED: Final = re.compile(
+    r"Expected `(?P<types>[^`]*)`(?:(?P<length> of length)? (?P<sign>[<>]=?) (?P<bound>[0-9.e+-]+)"
+    r"|, got `(?P<got>[^`]*)`)?"
+)
+_SIGNS: Final = MappingProxyType(
+    {">": "more than", ">=": "at least", "<": "less than", "<=": "at most"}
+)
+_MALFORMED: Final = "JSON is malformed: "
+_TRUNCATED: Final = "Input data was truncated"
 _BYTE: Final = re.compile(r"(.*) \(byte (\d+)\)")
+
+
+def _expectation(message: str) -> str:
+    """Return what the decoder expected in words of the interface; empty if it expected nothing."""
+    match = _EXPECTED.fullmatch(message)
+    if match is None:
+        return ""
+    types = match["types"].split(" | ")
+    if match["sign"]:
+        bound = f"{float(match['bound']):.15g}"
+        if not match["length"]:
+            return f"must be {_SIGNS[match['sign']]} {bound}"
+        if (match["sign"], bound) == (">=", "1"):
+            return "must not be empty"
+        items = "characters" if types == ["str"] else "items"
+        return f"must have {_SIGNS[match['sign']]} {bound} {items}"
+    wanted = " or ".join(_TYPES.get(type_, type_) for type_ in types)
+    got = match["got"]
+    return f"must be {wanted}, not {_TYPES.get(got, got)}" if got else f"must be {wanted}"
 
 
 def _shown(name: str) -> str:
@@ -282,7 +323,8 @@ def _too_large(bytes_max: int) -> GameNodeError:
 def _not_json(body: bytes, error: msgspec.DecodeError) -> GameNodeError:
     match = _BYTE.fullmatch(str(error))
     reason, at = (match[1], int(match[2])) if match else (str(error), len(body))
-    return _at_byte(body, at, reason[:1].lower() + reason[1:])
+    words = "it ends too soon" if reason == _TRUNCATED else reason.removeprefix(_MALFORMED)
+    return _at_byte(body, at, f"is not JSON: {words}")
 
 
 def _not_utf8(body: bytes, error: UnicodeDecodeError) -> GameNodeError:

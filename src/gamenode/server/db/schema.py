@@ -180,8 +180,6 @@ pipelines: Final = Table(
     Column("retry_of", String(36), nullable=False),
     Column("on_lost", String(16), nullable=False),
     Column("restarts", Integer, nullable=False),
-    # It has ended here without its node's word, which may still run it (rule RA3).
-    Column("may_still_run", Boolean, nullable=False),
     Column("extended_s", Float, nullable=False),
     # How much of that the node has in its journal.
     Column("extension_acknowledged_s", Float, nullable=False),
@@ -227,12 +225,6 @@ pipelines: Final = Table(
         postgresql_where=text("extended_s > extension_acknowledged_s"),
     ),
     Index(
-        "pipelines_lingering",
-        "node_id",
-        sqlite_where=text("may_still_run"),
-        postgresql_where=text("may_still_run"),
-    ),
-    Index(
         "pipelines_failing_when_lost",
         "node_id",
         sqlite_where=text("on_lost = 'fail' AND status IN ('PENDING', 'RUNNING')"),
@@ -269,7 +261,8 @@ reservations: Final = Table(
     Column("pipeline_id", String(36), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("node_id", String(63), nullable=False),
-    # The agent has not said that it ended; else only its instances keep the row.
+    # The agent has not said that it ended, whatever its pipeline's status; else only its
+    # instances keep the row.
     Column("runs", Boolean, nullable=False),
     Column("concurrency_group", String(128), nullable=False),
     Column("cpu_millis", BigInteger, nullable=False),
@@ -284,6 +277,9 @@ reservations: Final = Table(
     Column("instance_ids", JSON, nullable=False),
     PrimaryKeyConstraint("pipeline_id", "attempt"),
     Index("reservations_by_node", "node_id"),
+    Index(
+        "reservations_running", "node_id", sqlite_where=text("runs"), postgresql_where=text("runs")
+    ),
     Index(
         "reservations_by_group",
         "concurrency_group",

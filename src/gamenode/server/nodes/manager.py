@@ -270,6 +270,18 @@ class NodeManager:
             raise
         return connection
 
+    async def hear_state(self, session: Session, state_version: int) -> None:
+        """Hear which maintenance state an agent obeys; where it has lost the newest, tell it again.
+
+        Raises:
+            GameNodeError: it could not be written down.
+        """
+        node = self._nodes.get(session.node_id)
+        if node is None or node.state_change is None or state_version >= node.state_version:
+            return
+        if not await self._service.obeys(session, state_version):
+            await self._refresh(session.node_id)
+
     def opened(self) -> None:
         """Say that a stream was reconciled: its node can take work from now on."""
         self._announce()
@@ -456,7 +468,7 @@ class NodeManager:
                 online=node.online,
                 connected=self._connections.connection(node_id) is not None,
                 simple=node.simple,
-                maintenance=node.maintenance,
+                maintenance=node.usable_as,
                 conditions=tuple(c.type for c in node.conditions if c.blocks_placement),
                 values=self._values[node_id],
                 env_names=node.env_names,

@@ -78,6 +78,11 @@ def lock_place(conn: Connection, node_id: str) -> store.Place | None:
     return store.lock_place(conn, node_id)
 
 
+def place(conn: Connection, node_id: str) -> store.Place | None:
+    """Return what decides whether a node takes work, as it is now."""
+    return store.place(conn, node_id)
+
+
 def values_of(node: Node) -> dict[str, tuple[str, ...]]:
     """Return what a selector can ask of a node."""
     return store.values_of(node)
@@ -159,9 +164,8 @@ class GameNodeService:
                 return RegistrationOutcome(
                     session=Session(node_id=node_id, session_id=session_id, epoch=epoch),
                     maintenance=Maintenance.NORMAL,
-                    state_version=1,
+                    state_version=store.FIRST_STATE_VERSION,
                     continuation=False,
-                    superseded=None,
                 )
             epoch = max(row.session_epoch, base) + 1
             named = registration.last_session_epoch
@@ -190,9 +194,6 @@ class GameNodeService:
                 maintenance=Maintenance(row.maintenance),
                 state_version=row.state_version,
                 continuation=continuation,
-                superseded=Session(
-                    node_id=node_id, session_id=row.session_id, epoch=row.session_epoch
-                ),
             )
 
         return await self._db.write(record)
@@ -359,6 +360,23 @@ class GameNodeService:
             )
             audit.append(conn, _audit_of(change, AuditOutcome.CONFIRMED, now))
             return True
+
+        return await self._db.write(record)
+
+    async def obeys(self, session: Session, state_version: int) -> bool:
+        """Take an agent's statement of the state that it obeys; False if that is an older one.
+
+        Then its journal is not the one in which it confirmed the newest (a host set up anew, a
+        restored copy): that is pushed again, and counts once it is confirmed again (RM1).
+        """
+
+        def record(conn: Connection) -> bool:
+            row = store.lock(conn, session.node_id)
+            if row is None or row.session_epoch != session.epoch:
+                return True  # a later session says what it obeys
+            if row.state_version <= state_version:
+                return True
+            return not store.unconfirm(conn, session.node_id, row.state_version)
 
         return await self._db.write(record)
 

@@ -35,6 +35,7 @@ from gamenode.domain.node import (
     Offer,
     Registration,
     StateChange,
+    usable_as,
 )
 from gamenode.lib.clock import Instant
 from gamenode.server.db import schema
@@ -44,6 +45,9 @@ _changes: Final = schema.state_changes.c
 _conditions: Final = schema.node_conditions.c
 _removed: Final = schema.removed_nodes.c
 _versions: Final = schema.inventory_versions.c
+
+FIRST_STATE_VERSION: Final = 1
+"""Of a node whose maintenance state was never changed."""
 
 
 def get(conn: Connection, node_id: str) -> Node | None:
@@ -59,7 +63,7 @@ def get(conn: Connection, node_id: str) -> Node | None:
 class Place:
     """What decides whether a node takes work, as its row says."""
 
-    maintenance: Maintenance
+    usable_as: Maintenance
     state_version: int
     session_epoch: int
     boot_id: str
@@ -71,22 +75,41 @@ class Place:
 
 
 # Built once: every pipeline runs these.
-_PLACE: Final = (
-    select(_nodes.maintenance, _nodes.state_version, _nodes.session_epoch, _nodes.boot_id)
-    .where(_nodes.id == bindparam("of_node"))
-    .with_for_update()
+_PLACE: Final = select(
+    _nodes.maintenance, _nodes.state_version, _nodes.session_epoch, _nodes.boot_id
+).where(_nodes.id == bindparam("of_node"))
+_LOCK_PLACE: Final = _PLACE.with_for_update()
+_UNCONFIRMED: Final = select(
+    exists().where(
+        _changes.node_id == bindparam("of_node"),
+        _changes.version == bindparam("of_version"),
+        _changes.confirmed_at.is_(None),
+    )
 )
 _BOOT_ID: Final = select(_nodes.boot_id).where(_nodes.id == bindparam("of_node"))
 _NEWEST_SESSION: Final = select(_nodes.session_epoch).where(_nodes.id == bindparam("of_node"))
 
 
+def place(conn: Connection, node_id: str) -> Place | None:
+    """Return what decides over a placement."""
+    return _place(conn, _PLACE, node_id)
+
+
 def lock_place(conn: Connection, node_id: str) -> Place | None:
     """Return what decides over a placement and keep others from changing it until the commit."""
-    row = conn.execute(_PLACE, {"of_node": node_id}).first()
+    return _place(conn, _LOCK_PLACE, node_id)
+
+
+def _place(conn: Connection, query: Select[Any], node_id: str) -> Place | None:
+    row = conn.execute(query, {"of_node": node_id}).first()
     if row is None:
         return None
+    # Asked apart, so that it is seen as it is once the lock is held; most were never changed.
+    unconfirmed = row.state_version > FIRST_STATE_VERSION and conn.scalar(
+        _UNCONFIRMED, {"of_node": node_id, "of_version": row.state_version}
+    )
     return Place(
-        maintenance=Maintenance(row.maintenance),
+        usable_as=usable_as(Maintenance(row.maintenance), confirmed=not unconfirmed),
         state_version=row.state_version,
         session_epoch=row.session_epoch,
         boot_id=row.boot_id,
@@ -218,6 +241,20 @@ def set_change(conn: Connection, node_id: str, version: int, values: Mapping[str
     )
 
 
+def unconfirm(conn: Connection, node_id: str, version: int) -> bool:
+    """Have a confirmed change pushed again; False if it is not confirmed, or was never made."""
+    return _changed(
+        conn,
+        update(schema.state_changes)
+        .where(
+            _changes.node_id == node_id,
+            _changes.version == version,
+            _changes.confirmed_at.is_not(None),
+        )
+        .values(pushed_at=None, confirmed_at=None, remaining=None),
+    )
+
+
 def session_is_newest(conn: Connection, node_id: str, epoch: int) -> bool:
     """Return what guards every write that an agent causes (P3)."""
     newest: int | None = conn.scalar(_NEWEST_SESSION, {"of_node": node_id})
@@ -258,7 +295,7 @@ def insert_registered(
             id=registration.node_id,
             display_name=registration.node_id,
             maintenance=Maintenance.NORMAL,
-            state_version=1,
+            state_version=FIRST_STATE_VERSION,
             online=True,
             online_since=now,
             last_heartbeat_at=now,

@@ -235,17 +235,17 @@ def let_go(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
 
     By the node's word (it ended, was refused, is not held), or by an operator's, who fenced or
     removed the node. The status says nothing about it: what has ended by force may go on there.
-    What a dispatch holds of its node is free from here on.
+    What a dispatch holds of its node is free from here on, and nobody is left to tell of its end.
 
     Source: RA1, RA3.
     """
-    store.let_go(conn, dispatch, now)
+    store.acknowledge_cancel(conn, dispatch, forced=True, now=now)
     reservations.release(conn, dispatch)
 
 
 def ended(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
     """Note that an agent has ended a dispatch; where a service lives on, it keeps what it has."""
-    store.let_go(conn, dispatch, now)
+    store.acknowledge_cancel(conn, dispatch, forced=True, now=now)
     reservations.end(conn, dispatch)
 
 
@@ -304,7 +304,7 @@ def give_up(conn: Connection, row: Row[Any], message: str, now: Instant) -> None
         _end(conn, row, Status.CANCELLED, Reason.CANCELLED_BY_USER, message, now)
     else:
         _end(conn, row, Status.FAILED, Reason.NODE_LOST, message, now)
-    wanted: dict[str, object] = {"cancel_acknowledged_at": None, "may_still_run": True}
+    wanted: dict[str, object] = {"cancel_acknowledged_at": None}
     if row.cancel_requested_at is None:
         wanted |= {
             "cancel_requested_at": now,
@@ -327,13 +327,9 @@ def want_cancel(
         row_now = store.lock(conn, row.id)
         assert row_now is not None
         _end(conn, row_now, Status.CANCELLED, Reason.CANCELLED_BY_USER, message, now)
-        # Its node must still hear of it, and whether it has is not known.
-        acknowledged_at = None if dispatched else now
-        store.request_cancel(
-            conn,
-            row.id,
-            {"cancel_acknowledged_at": acknowledged_at, "may_still_run": dispatched},
-        )
+        if dispatched:
+            # Its node must still hear of it, and whether it has is not known.
+            store.request_cancel(conn, row.id, {"cancel_acknowledged_at": None})
     elif row.cancel_requested_at is None:
         _request(conn, row, reason=reason, by=by, now=now)
     else:

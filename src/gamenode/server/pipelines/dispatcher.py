@@ -97,6 +97,8 @@ class TaskDispatcher:
         self._accepted: set[Dispatch] = set()
         self._cancelling: set[Dispatch] = set()
         self._extending: set[Dispatch] = set()
+        self._more_owed = False
+        """Whether a look was cut off by its bound: the next one follows the first answer."""
 
     def wake(self) -> None:
         """Look at everything again: a node may have become able to take work, or to hear."""
@@ -136,6 +138,7 @@ class TaskDispatcher:
         await self._send_owed()
 
     async def _send_owed(self) -> None:
+        self._more_owed = False
         owed = await self._service.owed_nodes()
         await self._send_unacknowledged(self._reachable(owed.dispatches))
         await self._send_cancels(self._reachable(owed.ends))
@@ -309,6 +312,7 @@ class TaskDispatcher:
                 # Its first report comes in a moment, most of the time, and says the same. Where
                 # none has come by the next sweep, that writes it down.
                 self._accepted.add(order.dispatch)
+                self._answered()
             elif answer.reason in _PASSING:
                 self._wait_a_turn(order.dispatch.pipeline_id)
                 await self._service.requeue(
@@ -334,6 +338,7 @@ class TaskDispatcher:
         if not node_ids:
             return
         bound = await self._service.unacknowledged(node_ids, self._settings.batch_max)
+        self._note_full(len(bound))
         if taken := [dispatch for _, dispatch in bound if dispatch in accepted]:
             await self._service.acknowledge(taken, now=self._clock.now())
         for node_id, dispatch in bound:
@@ -347,7 +352,9 @@ class TaskDispatcher:
     async def _send_cancels(self, node_ids: Sequence[str]) -> None:
         if not node_ids:
             return
-        for wanted in await self._service.cancelling(node_ids, self._settings.batch_max):
+        cancelling = await self._service.cancelling(node_ids, self._settings.batch_max)
+        self._note_full(len(cancelling))
+        for wanted in cancelling:
             if wanted.dispatch in self._cancelling:
                 continue
             self._cancelling.add(wanted.dispatch)
@@ -364,14 +371,19 @@ class TaskDispatcher:
                 force=wanted.status.terminal,
             )
             if await self._ask(wanted.node_id, order) is not None:
-                await self._service.acknowledge_cancel(wanted.dispatch, now=self._clock.now())
+                await self._service.acknowledge_cancel(
+                    wanted.dispatch, forced=order.force, now=self._clock.now()
+                )
+                self._answered()
         finally:
             self._cancelling.discard(wanted.dispatch)
 
     async def _send_extensions(self, node_ids: Sequence[str]) -> None:
         if not node_ids:
             return
-        for wanted in await self._service.extending(node_ids, self._settings.batch_max):
+        extending = await self._service.extending(node_ids, self._settings.batch_max)
+        self._note_full(len(extending))
+        for wanted in extending:
             dispatch = wanted.order.dispatch
             if dispatch in self._extending:
                 continue
@@ -383,8 +395,17 @@ class TaskDispatcher:
             # Refused is an answer too: it has ended there, or its time was up already.
             if await self._ask(wanted.node_id, wanted.order) is not None:
                 await self._service.acknowledge_extension(wanted.order)
+                self._answered()
         finally:
             self._extending.discard(wanted.order.dispatch)
+
+    def _note_full(self, found: int) -> None:
+        self._more_owed |= found == self._settings.batch_max
+
+    def _answered(self) -> None:
+        """Look on where more is owed than one look takes; many at once must not wait for sweeps."""
+        if self._more_owed:
+            self._owed_wake.ring()
 
     async def _ask(
         self, node_id: str, order: ExecuteOrder | CancelOrder | ExtendOrder

@@ -254,7 +254,9 @@ class PipelineManager:
 
     async def hear_instances(self, connection: AgentConnection, living: LivingInstances) -> None:
         """Take what an agent says of the services that live on its node."""
-        freed = await self._service.settle_instances(living.ids, session=connection.session)
+        freed = await self._service.settle_instances(
+            living.ids, session=connection.session, stream_number=connection.stream_number
+        )
         if freed is None:
             connection.close(_SUPERSEDED)
         elif freed:
@@ -273,6 +275,7 @@ class PipelineManager:
         )
         actions = None
         if acknowledged is not None:
+            await self._nodes.hear_state(connection.session, statement.state_version)
             actions = await self._service.reconcile(
                 statement.held,
                 living=statement.instances.ids,

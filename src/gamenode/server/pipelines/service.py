@@ -25,7 +25,7 @@ from gamenode.domain.errors import ErrorCode, GameNodeError
 from gamenode.domain.event import EventType
 from gamenode.domain.explanation import Standing
 from gamenode.domain.log import LogKey
-from gamenode.domain.node import Session
+from gamenode.domain.node import Maintenance, Session
 from gamenode.domain.pipeline import (
     TERMINAL,
     NewPipeline,
@@ -333,12 +333,19 @@ class GamePipelineGRPCService:
         )
 
     async def order(self, dispatch: Dispatch) -> ExecuteOrder | None:
-        """Return the order of a dispatch, as it was granted; None once it holds nothing."""
+        """Return the order of a dispatch, as it was granted; None once it holds nothing.
+
+        It has the node's present state version. Where the node shall take nothing new by now it has
+        none, and is refused: then it waits for another node (rule RM1).
+        """
 
         def read(conn: Connection) -> ExecuteOrder | None:
             given = reservations.assignment(conn, dispatch)
-            if given is None:
+            row = store.dispatched(conn, dispatch)
+            node = nodes.place(conn, row.node_id) if row is not None else None
+            if given is None or row is None or node is None:
                 return None  # it ended a moment ago
+            usable = node.usable_as is Maintenance.NORMAL
             work = self._work(conn, dispatch.pipeline_id)
             steps = [
                 replace(step, first_attempt=row.granted_from)
@@ -347,7 +354,8 @@ class GamePipelineGRPCService:
             return replace(
                 work,
                 dispatch=dispatch,
-                extended_s=store.extended_s(conn, dispatch.pipeline_id),
+                state_version=node.state_version if usable else 0,
+                extended_s=row.extended_s,
                 steps=assigned(steps, given),
             )
 
@@ -421,7 +429,7 @@ class GamePipelineGRPCService:
                 [
                     replace(
                         candidate,
-                        maintenance=node.maintenance,
+                        maintenance=node.usable_as,
                         simple=node.simple,
                         reserved=reservations.reserved_on(conn, node_id),
                     )
@@ -512,10 +520,10 @@ class GamePipelineGRPCService:
             row = store.lock(conn, dispatch.pipeline_id)
             if row is None or row.attempt != dispatch.attempt:
                 return
-            changes.let_go(conn, dispatch, now)
             if row.cancel_requested_at is not None:
                 changes.end_unrun(conn, row, Reason.REFUSED, refusal, now)
             else:
+                changes.let_go(conn, dispatch, now)
                 store.unbind(conn, dispatch, refusal)
 
         await self._db.write(record)
@@ -540,9 +548,11 @@ class GamePipelineGRPCService:
 
         await self._db.write(record)
 
-    async def acknowledge_cancel(self, dispatch: Dispatch, *, now: Instant) -> None:
-        """Note that the agent knows that a dispatch must end."""
-        await self._db.write(lambda conn: store.acknowledge_cancel(conn, dispatch, now))
+    async def acknowledge_cancel(self, dispatch: Dispatch, *, forced: bool, now: Instant) -> None:
+        """Note that the agent knows that a dispatch must end; by force only if it was told so."""
+        await self._db.write(
+            lambda conn: store.acknowledge_cancel(conn, dispatch, forced=forced, now=now)
+        )
 
     async def cancel(
         self, pipeline_id: str, *, reason: str, force: bool, by: Actor, now: Instant
@@ -734,14 +744,17 @@ class GamePipelineGRPCService:
 
         return await self._db.write(record)
 
-    async def settle_instances(self, living: Collection[str], *, session: Session) -> bool | None:
+    async def settle_instances(
+        self, living: Collection[str], *, session: Session, stream_number: int
+    ) -> bool | None:
         """Free what the ended services of a node kept; return whether there was any.
 
-        None from a superseded session: what it says is not how things are.
+        None from a session or stream that a newer one has overtaken: a service may have begun since
+        (RL2).
         """
 
         def record(conn: Connection) -> bool | None:
-            if not nodes.session_is_newest(conn, session.node_id, session.epoch):
+            if not nodes.use_stream(conn, session, stream_number):
                 return None
             return reservations.settle_ended(conn, session.node_id, living)
 
@@ -888,7 +901,6 @@ def _new_rows(
         "retry_of": prepared.retry_of,
         "on_lost": prepared.on_lost,
         "restarts": 0,
-        "may_still_run": False,
         "extended_s": 0.0,
         "extension_acknowledged_s": 0.0,
     }

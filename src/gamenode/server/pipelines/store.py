@@ -19,7 +19,6 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
-    func,
     insert,
     literal_column,
     or_,
@@ -62,6 +61,7 @@ _SHOWN_OF_HELD: Final = (
     "gpu_slots",
     "gpu_memory_bytes",
     "ports",
+    "runs",
 )
 _ACTIVE: Final = tuple(s for s in Status if s not in TERMINAL)
 
@@ -291,15 +291,20 @@ def bound(conn: Connection, node_id: str) -> list[Bound]:
     ]
 
 
-_MAY_STILL_RUN: Final = text("pipelines.may_still_run")
-_LINGERING: Final = select(
-    _pipelines.id, _pipelines.attempt, _pipelines.node_id, _pipelines.status
-).where(_MAY_STILL_RUN)
+_LINGERING: Final = (
+    select(_pipelines.id, _pipelines.attempt, _pipelines.node_id, _pipelines.status)
+    .join(
+        schema.reservations,
+        and_(_held.pipeline_id == _pipelines.id, _held.attempt == _pipelines.attempt),
+    )
+    # In the words of its index.
+    .where(text("reservations.runs"), _one_of(_pipelines.status, TERMINAL))
+)
 
 
 def lingering(conn: Connection, node_id: str | None = None) -> list[tuple[str, Dispatch, Status]]:
     """Return what has ended here and may still run: on a node, or wherever (rule RA3)."""
-    query = _LINGERING if node_id is None else _LINGERING.where(_pipelines.node_id == node_id)
+    query = _LINGERING if node_id is None else _LINGERING.where(_held.node_id == node_id)
     return [
         (row.node_id, Dispatch(row.id, row.attempt), Status(row.status))
         for row in conn.execute(query)
@@ -477,12 +482,10 @@ def forget_secrets(conn: Connection, before: Instant) -> None:
     )
 
 
-def extended_s(conn: Connection, pipeline_id: str) -> float:
-    """Return by how much a pipeline's limits were extended, in all."""
-    extended: float | None = conn.scalar(
-        select(_pipelines.extended_s).where(_pipelines.id == pipeline_id)
-    )
-    return extended or 0.0
+def dispatched(conn: Connection, dispatch: Dispatch) -> Row[Any] | None:
+    """Return what changes about a dispatch: node_id, extended_s; None for one that is over."""
+    query: Select[Any] = select(_pipelines.node_id, _pipelines.extended_s)
+    return conn.execute(query.where(*_OF_DISPATCH), _of(dispatch)).first()
 
 
 _STEP: Final = select(schema.steps).where(
@@ -727,33 +730,21 @@ def acknowledge_extension(conn: Connection, order: ExtendOrder) -> None:
     )
 
 
-_LET_GO: Final = (
-    update(schema.pipelines)
-    .where(*_OF_DISPATCH, _MAY_STILL_RUN)
-    .values(
-        may_still_run=False,
-        # There is nobody left to tell of the end.
-        cancel_acknowledged_at=func.coalesce(_pipelines.cancel_acknowledged_at, bindparam("at")),
-    )
+_ACKNOWLEDGE_FORCE: Final = update(schema.pipelines).where(
+    *_OF_DISPATCH,
+    _pipelines.cancel_requested_at.is_not(None),
+    _pipelines.cancel_acknowledged_at.is_(None),
 )
+_ACKNOWLEDGE_CANCEL: Final = _ACKNOWLEDGE_FORCE.where(_one_of(_pipelines.status, _ACTIVE))
 
 
-def let_go(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
-    """Note that nothing of a dispatch runs on its node any more."""
-    conn.execute(_LET_GO, {**_of(dispatch), "at": now})
+def acknowledge_cancel(conn: Connection, dispatch: Dispatch, *, forced: bool, now: Instant) -> None:
+    """Note that the agent knows that a dispatch must end.
 
-
-def acknowledge_cancel(conn: Connection, dispatch: Dispatch, now: Instant) -> None:
-    """Note that the agent knows that a dispatch must end."""
-    conn.execute(
-        update(schema.pipelines)
-        .where(
-            _pipelines.id == dispatch.pipeline_id,
-            _pipelines.attempt == dispatch.attempt,
-            _pipelines.cancel_acknowledged_at.is_(None),
-        )
-        .values(cancel_acknowledged_at=now)
-    )
+    One that has been ended by force since needs the agent's answer to that.
+    """
+    statement = _ACKNOWLEDGE_FORCE if forced else _ACKNOWLEDGE_CANCEL
+    conn.execute(statement, {**_of(dispatch), "cancel_acknowledged_at": now})
 
 
 _SET_STEP: Final = update(schema.steps).where(
@@ -788,9 +779,7 @@ def active_steps(conn: Connection, pipeline_id: str) -> Sequence[Row[Any]]:
 
 
 _HOLDS: Final = exists().where(schema.reservations.c.pipeline_id == _pipelines.id)
-_REMOVABLE: Final = and_(
-    _pipelines.ended_at.is_not(None), _pipelines.may_still_run.is_(False), ~_HOLDS
-)
+_REMOVABLE: Final = and_(_pipelines.ended_at.is_not(None), ~_HOLDS)
 
 
 def removable(conn: Connection, *, before: Instant, ended_max: int, limit: int) -> Sequence[str]:
@@ -878,7 +867,7 @@ def _pipeline(row: Row[Any], steps: tuple[Step, ...]) -> Pipeline:
         reservation=_reservation(row),
         on_lost=OnLost(row.on_lost),
         extended_s=row.extended_s,
-        may_still_run=row.may_still_run,
+        may_still_run=bool(row.held_runs) and Status(row.status).terminal,
     )
 
 

@@ -446,5 +446,12 @@ async def test_what_cannot_run_says_why(
         assert list(host.root.iterdir()) == []
 
 
+async def test_what_others_put_beside_the_runs_is_left_alone(host: ProcessRuntimeHost) -> None:
+    async with opened(host) as runtime:
+        for name in ("lost+found", "a.b.c", "a.b.1.x"):
+            (host.root / name).mkdir()
+        assert await runtime.runs() == {}
+
+
 async def until_gone(it: str) -> None:
     await until(lambda: commands_with(it) == [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
@@ -37,6 +38,13 @@ def assert_names_a_field(error: GameNodeError) -> None:
     assert error.violations[0].field
 
 
+def json_request(body: bytes) -> Request:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(scope_of("POST", "/", {"content-type": "application/json"}), receive)
+
+
 @given(
     reader=st.sampled_from(READERS),
     query=st.text()
@@ -60,15 +68,30 @@ def test_any_query_is_read_or_refused(reader: QueryReader[object], query: str) -
     )
 )
 def test_any_body_is_read_or_refused(body: bytes) -> None:
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    headers = {"content-type": "application/json"}
     try:
-        read = BODY.read(Request(scope_of("POST", "/", headers), receive), bytes_max=1_000_000)
-        asyncio.run(read)
+        asyncio.run(BODY.read(json_request(body), bytes_max=1_000_000))
     except GameNodeError as error:
         assert_names_a_field(error)
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "words"),
+    [
+        (http.FenceRequest, b'{"reason": ""}', "reason: must not be empty"),
+        (http.FenceRequest, b'{"reason": "%s"}' % (b"a" * 5000), "at most 4096 characters"),
+        (http.ExtendRequest, b'{"by_s": 0}', "by_s: must be more than 0"),
+        (http.ExtendRequest, b'{"by_s": 1e15}', "by_s: must be at most 2592000"),
+        (http.ExtendRequest, b'{"by_s": true}', "by_s: must be a number, not true or false"),
+        (http.ExtendRequest, b'{"by_s": NaN}', "body: is not JSON: invalid character"),
+        (http.ExtendRequest, b"", "body: is missing"),
+        (http.ExtendRequest, b"{", "body: is not JSON: it ends too soon"),
+    ],
+)
+async def test_what_is_wrong_with_a_body_is_said_in_words_for_people(
+    model: type[object], body: bytes, words: str
+) -> None:
+    with pytest.raises(GameNodeError, match=words):
+        await BodyReader(model).read(json_request(body), bytes_max=10_000)
 
 
 @given(st.text(max_size=40))
