@@ -270,6 +270,15 @@ NEEDED: Mapping[str, tuple[Act, ...]] = {
         Fence(0),
         Wait(60.0),
     ),
+    "a host is fenced that ran what is cancelled": (
+        Create(LONG_RUN, "n1", on_lost="restart"),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=20.0),
+        Wait(0.3),
+        Cancel(0),
+        Fence(0),
+        Wait(60.0),
+    ),
     "a host has booted since its agent began": (
         Create(LONG_RUN, "n1", on_lost="restart"),
         Wait(1.0),
