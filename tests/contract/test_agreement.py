@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.programs import collect_buried
 from tests.support.world import (
+    NODES,
     Act,
     Break,
     Cancel,
@@ -141,9 +142,25 @@ ACTS: st.SearchStrategy[Act] = st.one_of(
     DISKS,
     st.builds(Snapshot, _NODE),
 )
+# Work that may begin anew, and a host that is fenced in the midst of it: chance alone seldom does.
+LOST_HOST = st.builds(
+    lambda steps, node, data, on_lost: (
+        Create(steps, NODES[node] if on_lost == "fail" else "", on_lost=on_lost),
+        Wait(1.0),
+        KillAgent(node, in_steps=1, down_s=60.0, data=data),
+        Fence(node),
+    ),
+    steps=st.lists(STEPS, min_size=1, max_size=3).map(tuple),
+    node=_NODE,
+    data=st.sampled_from([Data.KEPT, Data.KEPT, Data.REIMAGED, Data.REBOOTED]),
+    on_lost=st.sampled_from(["restart", "restart", "restart", "fail"]),
+)
+_SOME = st.lists(ACTS, max_size=9).map(tuple)
 PLANS = st.builds(
     Plan,
-    acts=st.tuples(CREATE, st.lists(ACTS, min_size=3, max_size=18)).map(lambda t: (t[0], *t[1])),
+    acts=st.tuples(CREATE.map(lambda act: (act,)), _SOME, st.just(()) | LOST_HOST, _SOME).map(
+        lambda parts: tuple(act for part in parts for act in part)
+    ),
     seed=st.integers(0, 255),
     delay_s_max=st.sampled_from([0.0, 0.02, 0.5]),
     repeat_ratio=st.sampled_from([0.0, 0.3]),
@@ -251,6 +268,15 @@ NEEDED: Mapping[str, tuple[Act, ...]] = {
         Create(LONG_RUN, "n1", on_lost="wait"),
         Wait(1.0),
         KillAgent(0, in_steps=1, down_s=20.0),
+        Fence(0),
+        Wait(60.0),
+    ),
+    "a host is fenced that ran what is cancelled": (
+        Create(LONG_RUN, "n1", on_lost="restart"),
+        Wait(1.0),
+        KillAgent(0, in_steps=1, down_s=20.0),
+        Wait(0.3),
+        Cancel(0),
         Fence(0),
         Wait(60.0),
     ),

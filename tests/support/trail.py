@@ -46,6 +46,10 @@ CREATE TRIGGER trail_of_grants AFTER UPDATE ON steps WHEN OLD.granted_from <> NE
 BEGIN INSERT INTO trail (kind, subject, was, became, was_bound, bound)
 SELECT 'grant', NEW.pipeline_id || '/' || NEW.name, OLD.granted_from, NEW.granted_from, '',
     node_id || '/' || attempt FROM pipelines WHERE id = NEW.pipeline_id; END;
+CREATE TRIGGER trail_of_cancels AFTER UPDATE ON pipelines
+WHEN OLD.cancel_requested_at IS NULL AND NEW.cancel_requested_at IS NOT NULL
+BEGIN INSERT INTO trail (kind, subject, was, became, was_bound, bound)
+VALUES ('cancel', NEW.id, '', NEW.cancel_requested_at, '', ''); END;
 CREATE TRIGGER trail_of_fences AFTER INSERT ON node_conditions WHEN NEW.type = 'FENCED'
 BEGIN INSERT INTO trail (kind, subject, was, became, was_bound, bound) VALUES (
     'fence', NEW.node_id, '', NEW.since, '', ''); END;
@@ -62,12 +66,12 @@ class Change:
     """One change of a row."""
 
     kind: str
-    """`pipeline`, `step`, `grant`, `fence` or `node`."""
+    """`pipeline`, `step`, `grant`, `cancel`, `fence` or `node`."""
     subject: str
     was: str
     """The status before; of a node, the session's id; of a grant, its first try."""
     became: str
-    """The same, afterwards; of a fence, the instant of it."""
+    """The same, afterwards; of a cancel or a fence, its instant."""
     was_bound: str
     """`node/attempt`, of a grant too; of a step, the attempt; of a node, the session's epoch."""
     bound: str

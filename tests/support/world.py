@@ -654,11 +654,16 @@ class World:
             self.extended_s[pipeline_id] += act.by_s
 
     async def _fence(self, node_id: str) -> None:
+        async def fence(plane: ControlPlane) -> None:
+            await plane.pipelines.fence_node(node_id, reason="dead", by=USER)
+            listed = await plane.service.list(node=node_id, limit=1_000)
+            bound = [pipeline.id for pipeline in listed if not pipeline.status.terminal]
+            node = await plane.node_service.get(node_id)
+            assert node.online or not bound, "work is bound to a dead host (RA1)"
+
         for _ in range(_FENCE_TRIES):
             with suppress(GameNodeError):  # it is online
-                await self._ask(
-                    lambda plane: plane.pipelines.fence_node(node_id, reason="dead", by=USER)
-                )
+                await self._ask(fence)
                 return
             await asyncio.sleep(1.0)
 
@@ -835,8 +840,13 @@ class World:
     @staticmethod
     def _judge_changes(changes: list[trail.Change]) -> None:
         began_anew: dict[str, bool] = {}
+        cancelled: set[str] = set()
         for change in changes:
             pipeline_id = change.subject.partition("/")[0]
+            if change.kind == "cancel":
+                cancelled.add(pipeline_id)
+            again = change.kind == "grant" and pipeline_id in cancelled
+            assert not again, f"{change}: granted though its end is wanted (P4)"
             if change.kind == "pipeline":
                 began_anew[pipeline_id] = change.became == "PENDING" and change.bound[0] == "/"
             anew = change.kind == "step" and change.became == "PENDING" and began_anew[pipeline_id]
