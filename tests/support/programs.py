@@ -16,12 +16,10 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 T = TypeVar("T")
-
-_COLLECTIONS_MAX: Final = 10
 
 _PROGRAM: ContextVar[Program | None] = ContextVar("program", default=None)
 
@@ -141,15 +139,14 @@ def collect_buried() -> None:
     """Collect all that was buried, so that no later test hears of it."""
     gc.unfreeze()
     with _unheard():
-        # What a finaliser makes is left to the next collection.
-        for _ in range(_COLLECTIONS_MAX):
-            if not gc.collect():
-                return
+        gc.collect()
 
 
 @contextmanager
 def _unheard() -> Iterator[None]:
     unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    # Or a `finally` that shields something makes a task of the next test's loop.
+    asyncio.set_event_loop(None)
     logging.disable()
     try:
         with warnings.catch_warnings():
