@@ -253,13 +253,7 @@ def cancel(invocation: Invocation, *, pipeline: str, reason: str, force: bool) -
 @pass_invocation
 def retry(invocation: Invocation, *, pipeline: str, from_failed: bool, key: str | None) -> None:
     """Repeat a pipeline that failed or was cancelled, as a new one."""
-    client = invocation.client
-    whole_id = pipeline_id(client, pipeline, settings=invocation.settings)
-    found = client.post(
-        f"/pipelines/{whole_id}:retry",
-        {"from_failed": from_failed},
-        headers={"Idempotency-Key": key or UuidV7(invocation.clock).new()},
-    )
+    found = _act(invocation, pipeline, "retry", {"from_failed": from_failed}, key)
     invocation.output.item(found, VIEW, brief=True)
 
 
@@ -276,14 +270,21 @@ def retry(invocation: Invocation, *, pipeline: str, from_failed: bool, key: str 
 @pass_invocation
 def extend(invocation: Invocation, *, pipeline: str, by: float, key: str | None) -> None:
     """Let a pipeline and each of its steps take DURATION longer than they may now."""
+    found = _act(invocation, pipeline, "extend", {"by_s": by}, key)
+    invocation.output.item(found, _EXTENDED, brief=True)
+
+
+def _act(
+    invocation: Invocation, pipeline: str, act: str, body: dict[str, object], key: str | None
+) -> Any:
+    """Do to a pipeline what must not happen twice; return the pipeline that it leads to."""
     client = invocation.client
     whole_id = pipeline_id(client, pipeline, settings=invocation.settings)
-    found = client.post(
-        f"/pipelines/{whole_id}:extend",
-        {"by_s": by},
+    return client.post(
+        f"/pipelines/{whole_id}:{act}",
+        body,
         headers={"Idempotency-Key": key or UuidV7(invocation.clock).new()},
     )
-    invocation.output.item(found, _EXTENDED, brief=True)
 
 
 @pipelines.command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 from starlette.types import ASGIApp
@@ -27,6 +27,11 @@ from gamenode.server.pipelines.manager import PipelineManager
 from gamenode.server.pipelines.service import GamePipelineGRPCService
 from gamenode.wire import http
 from gamenode.wire.pipeline_file import parse_pipeline
+
+PIPELINE_BODY: Final = BodyReader(
+    http.PipelineRequest, from_file=lambda text: http.PipelineRequest(file=text)
+)
+"""What asks for a pipeline: its members as JSON, or the file alone."""
 
 
 class PipelinesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,9 +73,7 @@ class PipelineRoutes:
                 summary="Create a pipeline",
                 handler=self._create,
                 query=QueryReader(NoQuery),
-                body=BodyReader(
-                    http.PipelineRequest, from_file=lambda text: http.PipelineRequest(file=text)
-                ),
+                body=PIPELINE_BODY,
                 answer=http.Pipeline,
                 status=HTTPStatus.CREATED,
                 headers={

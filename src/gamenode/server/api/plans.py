@@ -9,9 +9,9 @@ from msgspec import Struct
 from starlette.types import ASGIApp
 
 from gamenode.server.api import page
-from gamenode.server.api.decode import BodyReader, QueryReader
+from gamenode.server.api.decode import QueryReader
 from gamenode.server.api.operation import Call, Operation, answer
-from gamenode.server.api.pipelines import new_pipeline
+from gamenode.server.api.pipelines import PIPELINE_BODY, new_pipeline
 from gamenode.server.pipelines.planner import Planner
 from gamenode.wire import http
 
@@ -38,9 +38,7 @@ class PlanRoutes:
                 summary="Find out which nodes could take a pipeline, and why the others could not",
                 handler=self._plan,
                 query=QueryReader(NodesQuery),
-                body=BodyReader(
-                    http.PipelineRequest, from_file=lambda text: http.PipelineRequest(file=text)
-                ),
+                body=PIPELINE_BODY,
                 answer=http.Plan,
             ),
             Operation(
